@@ -1,0 +1,38 @@
+# `make help` lists the targets. The work is in scripts/, so that each step also runs by itself.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test test-rust lint deny bench clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+setup: ## Install what the demo needs and make its image (root, once; `make demo` does it too)
+	@scripts/setup.sh demo
+	@[ -e .demo/image.tar ] || { echo "making the demo's image from Debian packages (about a minute)"; scripts/make-image.sh .demo/image.tar; }
+
+build: ## Build the release binary, target/release/lcow
+	@scripts/setup.sh build
+	@cargo build --release --locked --quiet
+
+demo: setup build ## Run the main job on a real image: load, run in a VM, diff, commit, save
+	@scripts/demo.sh
+
+test: ## Everything that CI runs
+	@scripts/test.sh
+
+test-rust: ## The Rust tests alone
+	@cargo test --workspace --locked
+
+lint: ## Format and lints
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --locked -- -D warnings
+
+deny: ## Licences, sources, duplicates and (where the database can be had) advisories of dependencies
+	@scripts/deny.sh
+
+bench: ## Compare conversion with `cp` and `mke2fs -d`, as a table
+	@scripts/bench.sh
+
+clean: ## Remove build output and the demo's files
+	@cargo clean
+	@rm -rf .demo .tools
