@@ -41,19 +41,45 @@ fn words(words: &[&dyn std::fmt::Display]) -> Vec<String> {
 fn ways(lcow: String, mke2fs: String) -> Vec<Way> {
     let plain = lcow.clone();
     vec![
-        Way { name: "cp", command: Box::new(|tar, out| words(&[&"cp", &tar.display(), &out.display()])) },
-        Way { name: "cat", command: Box::new(|tar, out| shell("cat", tar, out)) },
-        Way { name: "sha256sum", command: Box::new(|tar, out| shell("sha256sum", tar, out)) },
+        Way {
+            name: "cp",
+            command: Box::new(|tar, out| words(&[&"cp", &tar.display(), &out.display()])),
+        },
+        Way {
+            name: "cat",
+            command: Box::new(|tar, out| shell("cat", tar, out)),
+        },
+        Way {
+            name: "sha256sum",
+            command: Box::new(|tar, out| shell("sha256sum", tar, out)),
+        },
         Way {
             name: "lcow disk from-tar",
             command: Box::new(move |tar, out| {
-                words(&[&lcow, &"disk", &"from-tar", &"-i", &tar.display(), &"-o", &out.display()])
+                words(&[
+                    &lcow,
+                    &"disk",
+                    &"from-tar",
+                    &"-i",
+                    &tar.display(),
+                    &"-o",
+                    &out.display(),
+                ])
             }),
         },
         Way {
             name: "lcow … --no-digest",
             command: Box::new(move |tar, out| {
-                words(&[&plain, &"disk", &"from-tar", &"--no-digest", &"-i", &tar.display(), &"-o", &out.display()])
+                words(&[
+                    &plain,
+                    &"disk",
+                    &"from-tar",
+                    &"--no-digest",
+                    &"-i",
+                    &tar.display(),
+                    &"-o",
+                    &out.display(),
+                ])
             }),
         },
         Way {
@@ -62,8 +88,21 @@ fn ways(lcow: String, mke2fs: String) -> Vec<Way> {
             command: Box::new(move |tar, out| {
                 let blocks = std::fs::metadata(tar).map_or(0, |m| m.len()) * 3 / 2 / 4096 + 16384;
                 words(&[
-                    &mke2fs, &"-q", &"-F", &"-t", &"ext4", &"-b", &4096, &"-i", &4096, &"-O", &"^has_journal", &"-d",
-                    &tar.display(), &out.display(), &blocks,
+                    &mke2fs,
+                    &"-q",
+                    &"-F",
+                    &"-t",
+                    &"ext4",
+                    &"-b",
+                    &4096,
+                    &"-i",
+                    &4096,
+                    &"-O",
+                    &"^has_journal",
+                    &"-d",
+                    &tar.display(),
+                    &out.display(),
+                    &blocks,
                 ])
             }),
         },
@@ -71,14 +110,23 @@ fn ways(lcow: String, mke2fs: String) -> Vec<Way> {
 }
 
 fn shell(program: &str, tar: &Path, out: &Path) -> Vec<String> {
-    words(&[&"sh", &"-c", &format!("exec {program} \"$0\" >\"$1\""), &tar.display(), &out.display()])
+    words(&[
+        &"sh",
+        &"-c",
+        &format!("exec {program} \"$0\" >\"$1\""),
+        &tar.display(),
+        &out.display(),
+    ])
 }
 
 fn convert(args: Vec<PathBuf>) -> Result<()> {
     let (mut rounds, mut lcow, mut mke2fs, mut tars) = (5, None, None, Vec::new());
     let mut args = args.into_iter();
     while let Some(arg) = args.next() {
-        let mut value = || args.next().with_context(|| format!("{} wants a value", arg.display()));
+        let mut value = || {
+            args.next()
+                .with_context(|| format!("{} wants a value", arg.display()))
+        };
         match arg.to_str() {
             Some("--rounds") => rounds = value()?.to_string_lossy().parse().context("--rounds")?,
             Some("--lcow") => lcow = Some(value()?.display().to_string()),
@@ -86,7 +134,10 @@ fn convert(args: Vec<PathBuf>) -> Result<()> {
             _ => tars.push(arg),
         }
     }
-    let ways = ways(lcow.context("--lcow is missing")?, mke2fs.context("--mke2fs is missing")?);
+    let ways = ways(
+        lcow.context("--lcow is missing")?,
+        mke2fs.context("--mke2fs is missing")?,
+    );
     for tar in &tars {
         one_input(tar, rounds, &ways)?;
     }
@@ -94,7 +145,9 @@ fn convert(args: Vec<PathBuf>) -> Result<()> {
 }
 
 fn one_input(tar: &Path, rounds: usize, ways: &[Way]) -> Result<()> {
-    let size = std::fs::metadata(tar).with_context(|| tar.display().to_string())?.len();
+    let size = std::fs::metadata(tar)
+        .with_context(|| tar.display().to_string())?
+        .len();
     let dir = tempfile::tempdir_in(tar.parent().context("the input has no folder")?)?;
     let mut runs: Vec<Vec<Usage>> = vec![Vec::new(); ways.len()];
     // Round 0 warms the page cache and is not counted.
@@ -114,7 +167,10 @@ fn one_input(tar: &Path, rounds: usize, ways: &[Way]) -> Result<()> {
 
 fn print(tar: &Path, size: u64, rounds: usize, ways: &[Way], runs: &[Vec<Usage>]) {
     let name = tar.file_name().unwrap_or_default().display();
-    println!("\n{name}: {:.0} MB, medians of {rounds} interleaved runs", size as f64 / 1e6);
+    println!(
+        "\n{name}: {:.0} MB, medians of {rounds} interleaved runs",
+        size as f64 / 1e6
+    );
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
     table.set_header(["", "CPU s", "wall s", "peak MB", "CPU ×", "wall ×"]);

@@ -29,7 +29,11 @@ impl Usage {
 /// Runs a command in a helper process of its own, so that the helper's account of its children is that command's alone.
 pub(crate) fn run(command: &[String]) -> Result<Usage> {
     let own = std::env::current_exe()?;
-    let output = Command::new(own).arg("one").args(command).stderr(Stdio::inherit()).output()?;
+    let output = Command::new(own)
+        .arg("one")
+        .args(command)
+        .stderr(Stdio::inherit())
+        .output()?;
     if !output.status.success() {
         bail!("{command:?} failed: {}", output.status);
     }

@@ -201,3 +201,47 @@ fn damage_and_other_kinds_are_told_apart() {
         Err(VhdError::Size { size: 100 })
     ));
 }
+
+#[test]
+fn the_page_tells_the_layout() {
+    use std::mem::offset_of;
+    use vhd::RawFooter;
+    macro_rules! fields {
+        ($($field:ident),*) => { [$((offset_of!(RawFooter, $field), stringify!($field))),*] };
+    }
+    let fields = fields![
+        cookie,
+        features,
+        file_format_version,
+        data_offset,
+        time_stamp,
+        creator_application,
+        creator_version,
+        creator_host_os,
+        original_size,
+        current_size,
+        cylinders,
+        heads,
+        sectors,
+        disk_type,
+        checksum,
+        unique_id,
+        saved_state,
+        reserved
+    ];
+    let ends = fields
+        .iter()
+        .skip(1)
+        .map(|f| f.0)
+        .chain([size_of::<RawFooter>()]);
+    let code: Vec<_> = fields
+        .iter()
+        .zip(ends)
+        .map(|(&(at, name), end)| [at.to_string(), (end - at).to_string(), name.to_owned()])
+        .collect();
+    let page: Vec<_> = lcow_testkit::page_table("format/vhd.md")
+        .into_iter()
+        .map(|row| row[..3].to_vec())
+        .collect();
+    assert_eq!(page, code);
+}

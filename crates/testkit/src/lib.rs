@@ -5,9 +5,11 @@
 
 mod corpora;
 mod oracle;
+mod pages;
 
 pub use corpora::{Corpora, workspace_root};
 pub use oracle::{LoopMount, e2fsck, have, is_root, run};
+pub use pages::page_table;
 
 /// Ends the test with a line that says why it can't run here.
 ///

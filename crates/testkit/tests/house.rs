@@ -12,9 +12,15 @@ const ARROW: &[(&str, &[&str])] = &[
     ("layer", &["blockio", "ext4", "disk"]),
     ("driver", &["blockio", "ext4", "disk", "layer"]),
     ("agent", &["protocol"]),
-    ("uvm", &["blockio", "ext4", "disk", "layer", "driver", "protocol"]),
+    (
+        "uvm",
+        &["blockio", "ext4", "disk", "layer", "driver", "protocol"],
+    ),
     ("image", &["blockio", "ext4", "disk", "layer", "driver"]),
-    ("lcow", &["blockio", "ext4", "disk", "layer", "driver", "uvm", "image"]),
+    (
+        "lcow",
+        &["blockio", "ext4", "disk", "layer", "driver", "uvm", "image"],
+    ),
     ("testkit", &["blockio"]),
     ("benches", &[]),
 ];
@@ -33,7 +39,11 @@ fn edges() -> BTreeMap<String, BTreeSet<(String, String)>> {
         .current_dir(lcow_testkit::workspace_root())
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let list = |v: &serde_json::Value| v.as_array().cloned().unwrap_or_default();
     let text = |v: &serde_json::Value| v.as_str().unwrap_or("normal").to_owned();
@@ -54,7 +64,9 @@ fn edges() -> BTreeMap<String, BTreeSet<(String, String)>> {
 fn dependencies_follow_the_arrow() {
     let arrow: BTreeMap<_, _> = ARROW.iter().copied().collect();
     for (krate, dependencies) in edges() {
-        let allowed = arrow.get(short(&krate)).unwrap_or_else(|| panic!("{krate} is not in the arrow: draw it first"));
+        let allowed = arrow
+            .get(short(&krate))
+            .unwrap_or_else(|| panic!("{krate} is not in the arrow: draw it first"));
         for (dependency, kind) in dependencies {
             let dependency = short(&dependency);
             let fine = match kind.as_str() {
@@ -70,7 +82,10 @@ fn dependencies_follow_the_arrow() {
 #[test]
 fn crates_that_read_strangers_bytes_are_strict() {
     for krate in STRICT {
-        let path = lcow_testkit::workspace_root().join("crates").join(krate).join("src/lib.rs");
+        let path = lcow_testkit::workspace_root()
+            .join("crates")
+            .join(krate)
+            .join("src/lib.rs");
         let front = std::fs::read_to_string(path).unwrap();
         for line in [
             "#![forbid(unsafe_code)]",
@@ -79,7 +94,10 @@ fn crates_that_read_strangers_bytes_are_strict() {
             "clippy::cast_possible_wrap",
             "clippy::cast_sign_loss",
         ] {
-            assert!(front.contains(line), "crates/{krate}/src/lib.rs lacks {line}");
+            assert!(
+                front.contains(line),
+                "crates/{krate}/src/lib.rs lacks {line}"
+            );
         }
     }
 }
