@@ -1,0 +1,1 @@
+//! The sidecar `diff.split.zst`.
