@@ -1,0 +1,265 @@
+//! The data root: opening it, its parts, and who may do what at the same time.
+
+mod apply;
+mod chains;
+mod layers;
+mod read;
+mod recover;
+mod sandbox;
+mod status;
+mod verify;
+
+pub use apply::{Applied, ApplyRequest, Input, Placed, Staged};
+pub use layers::{Created, Metadata, Reference, Removed};
+pub(crate) use read::layer_kind;
+pub use read::{Against, DiffSummary, FileGetter, LayerDisk, LayerFile, LayerFs};
+pub use recover::Recovery;
+pub use sandbox::SandboxGuard;
+pub use status::{CacheEntry, StoreStatus};
+pub use verify::{Finding, VerifyReport};
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use crate::files::{self, TempDir};
+use crate::isolate::Isolation;
+use crate::lock::{CommitGuard, Mode, RootLock};
+use crate::record::{KNOWN_INCOMPAT, KNOWN_RO_COMPAT, LAYOUT, StoreRecord};
+use crate::{DriverError, LayerId, Options};
+
+/// Who else may have the data root open at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Access {
+    /// Other processes that also share it: commands.
+    #[default]
+    Shared,
+    /// Nobody: a daemon.
+    Exclusive,
+}
+
+/// How a store is opened.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Who else may have it open.
+    pub access: Access,
+    /// The `lcow.*` options.
+    pub options: Options,
+    /// Where tars are converted.
+    pub isolation: Isolation,
+}
+
+/// An open data root. Clones are the same store; all methods may be called from any number of threads.
+#[derive(Debug, Clone)]
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    root: PathBuf,
+    options: Options,
+    isolation: Isolation,
+    access: Access,
+    /// Features that keep this version from writing, if there are any.
+    read_only: Option<String>,
+    recovery: Recovery,
+    /// Serialises this process's threads before the commit lock serialises processes.
+    commit: Mutex<()>,
+    /// Serialises the making of blank sandboxes, so that threads don't all make the same one.
+    blanks: Mutex<()>,
+    chains: chains::Cache,
+    // Last: released when all else is gone.
+    _lock: RootLock,
+}
+
+impl Store {
+    /// Opens a data root, making it if it is not there, and finishes what dead processes left undone.
+    ///
+    /// # Errors
+    /// [`DriverError::Busy`] if another process owns it, [`DriverError::NewerStore`] if a newer version wrote it,
+    /// [`DriverError::Corrupt`] if `store.json` can't be understood, [`DriverError::Io`].
+    pub fn open(root: &Path, open: OpenOptions) -> Result<Self, DriverError> {
+        let made = make_root(root)?;
+        let root = std::fs::canonicalize(root).map_err(DriverError::io("opening", root))?;
+        let mode = match open.access {
+            Access::Shared => Mode::Shared,
+            Access::Exclusive => Mode::Exclusive,
+        };
+        let lock = RootLock::take(&root, mode)?;
+        for directory in ["tmp", "cache", "scratch", "images", "containers"] {
+            files::ensure_dir(&root.join(directory))?;
+        }
+        let commit = Mutex::new(());
+        let read_only = check_version(&root, &commit)?;
+        if made && let Some(parent) = root.parent() {
+            files::sync_dir(parent)?;
+        }
+        let mut inner = Inner {
+            root,
+            options: open.options,
+            isolation: open.isolation,
+            access: open.access,
+            read_only,
+            recovery: Recovery::default(),
+            commit,
+            blanks: Mutex::new(()),
+            chains: chains::Cache::default(),
+            _lock: lock,
+        };
+        if inner.read_only.is_none() {
+            inner.recovery = recover::recover(&inner)?;
+        }
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// The data root's absolute path.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.0.root
+    }
+
+    /// The options it was opened with.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.0.options
+    }
+
+    /// What was finished or deleted on opening.
+    #[must_use]
+    pub fn recovery(&self) -> &Recovery {
+        &self.0.recovery
+    }
+
+    /// `images/`: an OCI layout whose layer blobs live as disks. The store itself never looks into it.
+    #[must_use]
+    pub fn images_dir(&self) -> PathBuf {
+        self.0.root.join("images")
+    }
+
+    /// `containers/`: one record for each container. The store itself never looks into it.
+    #[must_use]
+    pub fn containers_dir(&self) -> PathBuf {
+        self.0.root.join("containers")
+    }
+
+    /// `uvm/`: what utility VMs keep. Made when first asked for.
+    ///
+    /// # Errors
+    /// [`DriverError::Io`].
+    pub fn uvm_dir(&self) -> Result<PathBuf, DriverError> {
+        let path = self.0.root.join("uvm");
+        files::ensure_dir(&path)?;
+        Ok(path)
+    }
+
+    /// A directory under `tmp/` for half-made things. It is deleted when dropped, and by recovery if this process dies.
+    ///
+    /// # Errors
+    /// [`DriverError::Io`].
+    pub fn temp_dir(&self, prefix: &str) -> Result<TempDir, DriverError> {
+        self.writable()?;
+        TempDir::new(&self.0.tmp(), prefix)
+    }
+
+    /// Serialises short commits (a rename into place, an index that is read, changed and replaced) between all threads
+    /// and processes. Hold it for milliseconds, never across a conversion or a VM's start, and don't call the store's
+    /// changing methods while holding it: they take it themselves.
+    ///
+    /// # Errors
+    /// [`DriverError::Timeout`] after a minute, [`DriverError::Io`].
+    pub fn commit_lock(&self) -> Result<CommitGuard<'_>, DriverError> {
+        self.0.commit_lock()
+    }
+
+    /// Replaces a file of the data root durably: after a crash it holds the old or the new bytes.
+    ///
+    /// # Errors
+    /// [`DriverError::Io`].
+    pub fn replace_file(&self, path: &Path, bytes: &[u8]) -> Result<(), DriverError> {
+        let temp = self.temp_dir("file")?;
+        files::replace_file(&temp, path, bytes)
+    }
+
+    fn writable(&self) -> Result<(), DriverError> {
+        match &self.0.read_only {
+            Some(found) => Err(DriverError::ReadOnlyStore {
+                root: self.0.root.clone(),
+                found: found.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Inner {
+    fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    fn path(&self, id: &LayerId) -> PathBuf {
+        self.root.join(id.as_str())
+    }
+
+    fn commit_lock(&self) -> Result<CommitGuard<'_>, DriverError> {
+        CommitGuard::take(&self.tmp(), &self.commit)
+    }
+}
+
+fn make_root(root: &Path) -> Result<bool, DriverError> {
+    if let Some(parent) = root.parent()
+        && !parent.as_os_str().is_empty()
+    {
+        std::fs::create_dir_all(parent).map_err(DriverError::io("creating", parent))?;
+    }
+    files::ensure_dir(root)
+}
+
+/// Holds `store.json` against what this version knows; writes it if it is missing. A data root of the original driver has
+/// none, and the same layout otherwise. Gives the features that allow reading only.
+fn check_version(root: &Path, commit: &Mutex<()>) -> Result<Option<String>, DriverError> {
+    let path = root.join("store.json");
+    let bytes = match files::read_small(&path)? {
+        Some(bytes) => bytes,
+        None => {
+            let tmp = root.join("tmp");
+            let _guard = CommitGuard::take(&tmp, commit)?;
+            match files::read_small(&path)? {
+                // Another process came first.
+                Some(bytes) => bytes,
+                None => {
+                    let bytes = crate::record::to_bytes(&path, &StoreRecord::default())?;
+                    files::replace_file(&TempDir::new(&tmp, "store")?, &path, &bytes)?;
+                    bytes
+                }
+            }
+        }
+    };
+    // The version is looked at first: a newer layout's file need not make sense otherwise.
+    let layout = serde_json::from_slice::<serde_json::Value>(&bytes)
+        .map_err(|e| DriverError::corrupt(&path, e))?
+        .get("layout")
+        .and_then(serde_json::Value::as_u64)
+        .ok_or_else(|| DriverError::corrupt(&path, "it gives no layout version"))?;
+    let newer = |found| DriverError::NewerStore {
+        root: root.to_owned(),
+        found,
+    };
+    if layout > u64::from(LAYOUT) {
+        return Err(newer(format!(
+            "layout {layout}, and this version knows layouts up to {LAYOUT}"
+        )));
+    }
+    let record: StoreRecord =
+        serde_json::from_slice(&bytes).map_err(|e| DriverError::corrupt(&path, e))?;
+    if let Some(found) = unknown(&record.incompat, KNOWN_INCOMPAT) {
+        return Err(newer(found));
+    }
+    Ok(unknown(&record.ro_compat, KNOWN_RO_COMPAT))
+}
+
+fn unknown(features: &[String], known: &[&str]) -> Option<String> {
+    let unknown: Vec<_> = features
+        .iter()
+        .filter(|f| !known.contains(&f.as_str()))
+        .map(String::as_str)
+        .collect();
+    (!unknown.is_empty()).then(|| format!("the features {}", unknown.join(", ")))
+}

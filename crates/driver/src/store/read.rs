@@ -1,0 +1,346 @@
+//! Reading layers without a VM: their trees, their files, their tars, and what changed.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::sync::Arc;
+
+use lcow_blockio::{FileDisk, ReadAt, SubRange};
+use lcow_disk::vhd;
+use lcow_ext4::FileType;
+use lcow_ext4::reader::{Filesystem, Inode, ReadError, ReadErrorKind};
+use lcow_layer::digest::Digest;
+use lcow_layer::export::{ExactError, exact};
+use lcow_layer::tree::{Follow, Subtree, Tree, TreeError, TreeErrorKind};
+use serde::Serialize;
+
+use super::Store;
+use super::layers::Reference;
+use super::sandbox::QuietSandbox;
+use crate::cancel::{Cancel, Stoppable};
+use crate::record::Kind;
+use crate::{Disk, DriverError, ErrorKind, LayerId};
+
+/// The file system in a layer's file, without the footer.
+pub type LayerDisk = SubRange<FileDisk>;
+/// An open file system of a layer.
+pub type LayerFs = Filesystem<LayerDisk>;
+
+/// What a layer is compared with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Against {
+    /// Its own parent.
+    #[default]
+    Parent,
+    /// Nothing: all that is seen in the layer is new.
+    Nothing,
+    /// Any layer, in its chain or not.
+    Layer(LayerId),
+}
+
+/// What a diff wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DiffSummary {
+    /// SHA-256 of the tar.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Whether it is, byte for byte, the tar that was applied.
+    pub exact: bool,
+}
+
+/// A layer that is open for reading, kept from being removed and, if it is a sandbox, from being written to.
+pub(super) struct OpenLayer {
+    pub(super) disk: Disk,
+    fs: Arc<LayerFs>,
+    _reference: Reference,
+    _quiet: Option<QuietSandbox>,
+}
+
+impl Store {
+    /// Writes a tar of a layer's changes against another. The own diff of a read-only layer comes back byte for byte as it
+    /// was applied; everything else in the canonical form of the layer format.
+    ///
+    /// # Errors
+    /// [`DriverError::NotFound`], [`DriverError::InUse`] for a sandbox that is being written to, [`DriverError::Output`],
+    /// [`DriverError::Layer`], [`DriverError::Cancelled`]. What was written until then must be thrown away.
+    pub fn diff(
+        &self,
+        id: &LayerId,
+        against: &Against,
+        out: &mut dyn Write,
+        cancel: &Cancel,
+    ) -> Result<DiffSummary, DriverError> {
+        let mut out = Stoppable::new(out, cancel);
+        let result = if self.is_own_diff(id, against)? {
+            self.diff_exact(id, &mut out)
+        } else {
+            self.diff_computed(id, against, &mut out)
+        };
+        cancel.check()?;
+        result
+    }
+
+    /// Whether the diff asked for is the one that was applied, and there is what it takes to give it back.
+    fn is_own_diff(&self, id: &LayerId, against: &Against) -> Result<bool, DriverError> {
+        let chain = self.0.chain(id)?;
+        let own = match against {
+            Against::Parent => true,
+            Against::Nothing => chain.is_empty(),
+            Against::Layer(other) => chain.first() == Some(other),
+        };
+        Ok(own && self.0.applied(id)?.is_some() && self.0.path(id).join("diff.split.zst").exists())
+    }
+
+    pub(super) fn diff_exact(
+        &self,
+        id: &LayerId,
+        out: &mut impl Write,
+    ) -> Result<DiffSummary, DriverError> {
+        let _reference = self.reference(id)?;
+        let applied = self
+            .0
+            .applied(id)?
+            .ok_or_else(|| DriverError::NotFound { id: id.clone() })?;
+        let disk = self
+            .disk(id)?
+            .ok_or_else(|| DriverError::NotFound { id: id.clone() })?;
+        let path = self.0.path(id).join("diff.split.zst");
+        let split = File::open(&path).map_err(DriverError::io("opening", &path))?;
+        let exported = exact(open_disk(&disk)?, split, Some(&applied.diff_id), out)
+            .map_err(|e| exact_error(id, e))?;
+        Ok(DiffSummary {
+            digest: exported.diff_id,
+            size: exported.size,
+            exact: true,
+        })
+    }
+
+    /// Opens a layer's own file system for reading. `None` if it has no contents.
+    ///
+    /// The caller keeps a [`Reference`] on it.
+    ///
+    /// # Errors
+    /// [`DriverError::NotFound`], [`DriverError::Layer`], [`DriverError::Unsupported`].
+    pub fn open_layer(&self, id: &LayerId) -> Result<Option<Arc<LayerFs>>, DriverError> {
+        Ok(self.open_one(id)?.map(|open| open.fs))
+    }
+
+    pub(super) fn open_one(&self, id: &LayerId) -> Result<Option<OpenLayer>, DriverError> {
+        let reference = self.reference(id)?;
+        let Some(disk) = self.disk(id)? else {
+            return Ok(None);
+        };
+        let quiet = match self.0.kind(id)?.0 {
+            Kind::Sandbox => Some(self.quiet_sandbox(id)?),
+            _ => None,
+        };
+        let fs = Filesystem::open(open_disk(&disk)?).map_err(|e| read_error("reading", id, e))?;
+        Ok(Some(OpenLayer {
+            disk,
+            fs: Arc::new(fs),
+            _reference: reference,
+            _quiet: quiet,
+        }))
+    }
+
+    /// Gives access to the files of one layer, without those of its parents.
+    ///
+    /// # Errors
+    /// [`DriverError::NotFound`], [`DriverError::WrongKind`] for a layer without contents, [`DriverError::InUse`],
+    /// [`DriverError::Layer`].
+    pub fn diff_getter(&self, id: &LayerId) -> Result<FileGetter, DriverError> {
+        let open = self.open_one(id)?.ok_or_else(|| DriverError::WrongKind {
+            id: id.clone(),
+            is: Kind::Empty.describe(),
+            needs: "one with contents",
+        })?;
+        let tree = open.subtree()?;
+        Ok(FileGetter {
+            layer: Arc::new(open),
+            tree,
+        })
+    }
+}
+
+impl OpenLayer {
+    pub(super) fn subtree(&self) -> Result<Subtree<LayerDisk>, DriverError> {
+        Subtree::open(Arc::clone(&self.fs), self.disk.directory.as_bytes())
+            .map_err(|e| tree_error("reading", &self.disk.id, e))
+    }
+}
+
+/// Opens the files of one layer by path. The layer can't be removed meanwhile.
+pub struct FileGetter {
+    layer: Arc<OpenLayer>,
+    tree: Subtree<LayerDisk>,
+}
+
+impl std::fmt::Debug for FileGetter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileGetter")
+            .field("layer", &self.layer.disk.id)
+            .finish()
+    }
+}
+
+impl FileGetter {
+    /// The layer's tree, as stored: whiteouts are devices.
+    #[must_use]
+    pub fn tree(&self) -> &Subtree<LayerDisk> {
+        &self.tree
+    }
+
+    /// Opens a regular file by its path in the layer. Symbolic links are followed within the layer.
+    ///
+    /// # Errors
+    /// [`DriverError::NoSuchFile`] if there is none or it is no regular file, [`DriverError::Layer`].
+    pub fn open(&self, path: &[u8]) -> Result<LayerFile, DriverError> {
+        let id = &self.layer.disk.id;
+        let no_such = || DriverError::NoSuchFile {
+            id: id.clone(),
+            path: path.to_owned(),
+        };
+        let found = match self.tree.resolve(path, Follow::Yes) {
+            Ok(found) => found,
+            Err(e) if e.kind() == TreeErrorKind::Usage => return Err(no_such()),
+            Err(e) => return Err(tree_error("reading", id, e)),
+        };
+        if found.node.file_type() != FileType::Regular {
+            return Err(no_such());
+        }
+        let number = found.node.identity().inode;
+        let inode = self
+            .layer
+            .fs
+            .inode(number)
+            .map_err(|e| read_error("reading", id, e))?;
+        Ok(LayerFile {
+            layer: Arc::clone(&self.layer),
+            size: inode.size(),
+            inode,
+            at: 0,
+        })
+    }
+}
+
+/// An open file of a layer: seekable, streaming, and never in memory as a whole.
+pub struct LayerFile {
+    layer: Arc<OpenLayer>,
+    inode: Inode,
+    size: u64,
+    at: u64,
+}
+
+impl std::fmt::Debug for LayerFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerFile")
+            .field("layer", &self.layer.disk.id)
+            .field("size", &self.size)
+            .finish()
+    }
+}
+
+impl ReadAt for LayerFile {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.size)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.layer
+            .fs
+            .read_at(&self.inode, offset, buf)
+            .map_err(io::Error::other)
+    }
+}
+
+impl Read for LayerFile {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.read_at(self.at, buf)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+impl Seek for LayerFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let (base, offset) = match to {
+            SeekFrom::Start(at) => (at, 0),
+            SeekFrom::Current(offset) => (self.at, offset),
+            SeekFrom::End(offset) => (self.size, offset),
+        };
+        self.at = base
+            .checked_add_signed(offset)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}
+
+pub(super) fn open_disk(disk: &Disk) -> Result<LayerDisk, DriverError> {
+    let file = FileDisk::open(&disk.path).map_err(DriverError::io("opening", &disk.path))?;
+    let (_, range) = vhd::open(file).map_err(|e| super::layers::vhd_error(&disk.path, e))?;
+    Ok(range)
+}
+
+fn layer_error(
+    operation: &'static str,
+    id: &LayerId,
+    kind: ErrorKind,
+    source: impl std::error::Error + Send + Sync + 'static,
+) -> DriverError {
+    DriverError::Layer {
+        operation,
+        id: id.clone(),
+        kind,
+        source: Box::new(source),
+    }
+}
+
+pub(super) fn read_error(operation: &'static str, id: &LayerId, error: ReadError) -> DriverError {
+    let kind = match error.kind() {
+        ReadErrorKind::Corrupt => ErrorKind::Corrupt,
+        ReadErrorKind::Unsupported => ErrorKind::Unsupported,
+        ReadErrorKind::Usage => ErrorKind::NotFound,
+        _ => ErrorKind::Io,
+    };
+    layer_error(operation, id, kind, error)
+}
+
+pub(super) fn tree_error(operation: &'static str, id: &LayerId, error: TreeError) -> DriverError {
+    let kind = match error.kind() {
+        TreeErrorKind::Corrupt => ErrorKind::Corrupt,
+        TreeErrorKind::Unsupported => ErrorKind::Unsupported,
+        TreeErrorKind::Usage => ErrorKind::NotFound,
+        _ => ErrorKind::Io,
+    };
+    layer_error(operation, id, kind, error)
+}
+
+pub(super) fn exact_error(id: &LayerId, error: ExactError) -> DriverError {
+    // Reading the re-emission data and writing the tar fail alike; the tar's is by far the commoner, and the reader of a
+    // pipe that went away must not look like a damaged store.
+    if let ExactError::Io {
+        operation, source, ..
+    } = error
+    {
+        if operation.contains("write") || source.kind() == io::ErrorKind::BrokenPipe {
+            return DriverError::Output(source);
+        }
+        return layer_error(
+            "reading the tar of",
+            id,
+            crate::error::io_kind(&source),
+            source,
+        );
+    }
+    let kind = layer_kind(error.kind());
+    layer_error("giving back the tar of", id, kind, error)
+}
+
+pub(crate) fn layer_kind(kind: lcow_layer::ErrorKind) -> ErrorKind {
+    match kind {
+        lcow_layer::ErrorKind::Corrupt => ErrorKind::Corrupt,
+        lcow_layer::ErrorKind::Unsupported => ErrorKind::Unsupported,
+        lcow_layer::ErrorKind::Refused => ErrorKind::Refused,
+        lcow_layer::ErrorKind::Io => ErrorKind::Io,
+    }
+}

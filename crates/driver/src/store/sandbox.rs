@@ -1,0 +1,270 @@
+//! Sandboxes: the writable disk of a container, cloned from a blank one.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+
+use lcow_blockio::{FileDisk, SubRange, WriteAt};
+use lcow_disk::vhd;
+use lcow_ext4::mkfs;
+
+use super::layers::Reference;
+use super::{Created, Inner, Store};
+use crate::lock::{self, Locked, Mode};
+use crate::options::{MAX_SANDBOX_BYTES, MIN_SANDBOX_BYTES};
+use crate::record::{DiskFormat, Kind, LayerRecord, SandboxRecord};
+use crate::{DriverError, ErrorKind, LayerId, SandboxOptions, clone, files};
+
+/// A sandbox that only its holder may write to, until this is dropped or the process ends, however it ends.
+///
+/// The lock belongs to [`file`](SandboxGuard::file)'s open file description: a virtual machine that is given a duplicate of
+/// that descriptor keeps the sandbox locked for as long as it runs, even when the process that started it is killed.
+#[derive(Debug)]
+pub struct SandboxGuard {
+    reference: Reference,
+    path: PathBuf,
+    locked: Locked,
+}
+
+impl SandboxGuard {
+    /// The sandbox.
+    #[must_use]
+    pub fn id(&self) -> &LayerId {
+        self.reference.id()
+    }
+
+    /// The disk's path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The disk, open for reading and writing.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        self.locked.file()
+    }
+}
+
+/// A sandbox that nobody writes to while this is held. Any number may read at the same time.
+#[derive(Debug)]
+pub(crate) struct QuietSandbox {
+    _reference: Reference,
+    _locked: Locked,
+}
+
+impl Store {
+    /// Makes a sandbox on top of `parent`: a blank file system of the size asked for, with `upper/` and `work/`.
+    ///
+    /// # Errors
+    /// As [`Store::create`]; [`DriverError::InvalidOption`] for a size out of range, [`DriverError::Unsupported`] for a VHDX.
+    /// Nothing is left behind.
+    pub fn create_read_write(
+        &self,
+        id: &LayerId,
+        parent: Option<&LayerId>,
+        options: &SandboxOptions,
+    ) -> Result<Created, DriverError> {
+        let size = options.size.unwrap_or(self.0.options.sandbox_size);
+        let format = options.format.unwrap_or(self.0.options.sandbox_format);
+        if !(MIN_SANDBOX_BYTES..=MAX_SANDBOX_BYTES).contains(&size) || !size.is_multiple_of(4096) {
+            return Err(DriverError::InvalidOption {
+                key: "size".into(),
+                value: size.to_string(),
+                allowed: "16 MiB to 16 TiB, in whole 4 KiB blocks".into(),
+            });
+        }
+        if format == DiskFormat::Vhdx {
+            return Err(DriverError::Unsupported {
+                what: "a VHDX sandbox".into(),
+                path: None,
+            });
+        }
+        let half = self.0.half_layer(self, id, parent)?;
+        let blank = self.blank(format, size, options.journal)?;
+        let path = half.dir.join(format!("sandbox.{}", format.as_str()));
+        let uuid = identify(files::random_bytes()?);
+        clone_blank(&blank, &path, size, uuid)?;
+        let mut record = LayerRecord::new();
+        record.format = format;
+        record.sandbox = Some(SandboxRecord {
+            size,
+            uuid: hyphenated(&uuid),
+            journal: options.journal,
+        });
+        half.write_record(&record)?;
+        if half.place(&self.0, id)? {
+            Ok(Created {
+                path: self.0.path(id),
+            })
+        } else {
+            Err(DriverError::AlreadyExists { id: id.clone() })
+        }
+    }
+
+    /// Takes a sandbox for writing: to run a container on it.
+    ///
+    /// # Errors
+    /// [`DriverError::NotFound`], [`DriverError::WrongKind`], [`DriverError::InUse`] if a live process (or a virtual machine
+    /// that it left) writes to it or reads it, [`DriverError::Io`].
+    pub fn lock_sandbox(&self, id: &LayerId) -> Result<SandboxGuard, DriverError> {
+        self.writable()?;
+        let reference = self.reference(id)?;
+        let path = self.0.sandbox_path(id)?;
+        let file = File::options().read(true).write(true).open(&path);
+        let file = file.map_err(DriverError::io("opening", &path))?;
+        match Locked::try_new(file, Mode::Exclusive).map_err(DriverError::io("locking", &path))? {
+            Ok(locked) => Ok(SandboxGuard {
+                reference,
+                path,
+                locked,
+            }),
+            Err(file) => Err(DriverError::InUse {
+                id: id.clone(),
+                by: lock::holders(&file),
+            }),
+        }
+    }
+
+    /// Keeps writers from a sandbox while it is read.
+    pub(crate) fn quiet_sandbox(&self, id: &LayerId) -> Result<QuietSandbox, DriverError> {
+        let reference = self.reference(id)?;
+        let path = self.0.sandbox_path(id)?;
+        let file = File::open(&path).map_err(DriverError::io("opening", &path))?;
+        match Locked::try_new(file, Mode::Shared).map_err(DriverError::io("locking", &path))? {
+            Ok(locked) => Ok(QuietSandbox {
+                _reference: reference,
+                _locked: locked,
+            }),
+            Err(file) => Err(DriverError::InUse {
+                id: id.clone(),
+                by: lock::holders(&file),
+            }),
+        }
+    }
+
+    /// The cached blank sandbox of a format and size, made now if it is missing.
+    fn blank(&self, format: DiskFormat, size: u64, journal: bool) -> Result<PathBuf, DriverError> {
+        let plain = if journal { "" } else { "-nojournal" };
+        let path = self
+            .0
+            .root
+            .join("cache")
+            .join(format!("sandbox-{size}{plain}.{}", format.as_str()));
+        if is_blank(&path, size)? {
+            return Ok(path);
+        }
+        let _one = self.0.blanks.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_blank(&path, size)? {
+            return Ok(path);
+        }
+        let temp = self.temp_dir("blank")?;
+        let half = temp.path().join("blank");
+        let disk = FileDisk::from(files::create_new(&half)?);
+        let options = mkfs::FormatOptions {
+            size,
+            journal,
+            root_dirs: &[("upper", directory()), ("work", directory())],
+            ..mkfs::FormatOptions::default()
+        };
+        mkfs::format(&disk, &options).map_err(|e| format_error(&half, e))?;
+        vhd::write_footer(&disk, size, [0; 16]).map_err(|e| super::layers::vhd_error(&half, e))?;
+        disk.sync().map_err(DriverError::io("syncing", &half))?;
+        // Two processes that make the same blank make the same bytes: the later one's takes the earlier one's place.
+        fs::rename(&half, &path).map_err(DriverError::io("renaming", &path))?;
+        files::sync_dir(&self.0.root.join("cache"))?;
+        Ok(path)
+    }
+}
+
+impl Inner {
+    fn sandbox_path(&self, id: &LayerId) -> Result<PathBuf, DriverError> {
+        match self.kind(id)? {
+            (Kind::Sandbox, Some((path, DiskFormat::Vhd))) => Ok(path),
+            (Kind::Sandbox, Some((path, DiskFormat::Vhdx))) => Err(DriverError::Unsupported {
+                what: "a VHDX sandbox".into(),
+                path: Some(path),
+            }),
+            (kind, _) => Err(DriverError::WrongKind {
+                id: id.clone(),
+                is: kind.describe(),
+                needs: "a sandbox",
+            }),
+        }
+    }
+
+    /// [`DriverError::InUse`] if somebody holds the layer's sandbox, if it has one.
+    pub(super) fn sandbox_is_free(&self, id: &LayerId) -> Result<(), DriverError> {
+        let (Kind::Sandbox, Some((path, _))) = self.kind(id)? else {
+            return Ok(());
+        };
+        let file = File::open(&path).map_err(DriverError::io("opening", &path))?;
+        match Locked::try_new(file, Mode::Exclusive).map_err(DriverError::io("locking", &path))? {
+            Ok(_) => Ok(()),
+            Err(file) => Err(DriverError::InUse {
+                id: id.clone(),
+                by: lock::holders(&file),
+            }),
+        }
+    }
+}
+
+/// A blank's file is there and as long as it must be. It was fsynced before it got its name, so it is whole.
+fn is_blank(path: &Path, size: u64) -> Result<bool, DriverError> {
+    match fs::symlink_metadata(path) {
+        Ok(m) => Ok(m.is_file() && m.len() == size + vhd::FOOTER_LEN),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(DriverError::io("reading", path)(e)),
+    }
+}
+
+/// Clones a blank into a new file and gives the clone its own identity.
+fn clone_blank(blank: &Path, path: &Path, size: u64, uuid: [u8; 16]) -> Result<(), DriverError> {
+    let from = File::open(blank).map_err(DriverError::io("opening", blank))?;
+    let to = files::create_new(path)?;
+    let how = clone::clone(&from, &to).map_err(DriverError::io("cloning to", path))?;
+    tracing::debug!(path = %path.display(), ?how, "cloned a blank sandbox");
+    let disk = FileDisk::from(to);
+    mkfs::set_uuid(&SubRange::new(&disk, 0, size), uuid).map_err(|e| format_error(path, e))?;
+    vhd::write_footer(&disk, size, uuid).map_err(|e| super::layers::vhd_error(path, e))?;
+    disk.sync().map_err(DriverError::io("syncing", path))
+}
+
+fn directory() -> lcow_ext4::writer::Metadata {
+    lcow_ext4::writer::Metadata {
+        permissions: 0o755,
+        ..Default::default()
+    }
+}
+
+fn format_error(path: &Path, error: mkfs::FormatError) -> DriverError {
+    match error {
+        mkfs::FormatError::Io {
+            operation, source, ..
+        } => DriverError::io(operation, path)(source),
+        error => DriverError::Format {
+            path: path.to_owned(),
+            kind: ErrorKind::Invalid,
+            source: Box::new(error),
+        },
+    }
+}
+
+/// Makes random bytes a version 4 UUID (RFC 9562 §5.4).
+fn identify(mut bytes: [u8; 16]) -> [u8; 16] {
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    bytes
+}
+
+fn hyphenated(uuid: &[u8; 16]) -> String {
+    let mut text = String::with_capacity(36);
+    for (i, byte) in uuid.iter().enumerate() {
+        if matches!(i, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
+}

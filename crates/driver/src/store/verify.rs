@@ -1,0 +1,132 @@
+//! Checking a layer, without changing anything.
+
+use lcow_ext4::reader::Filesystem;
+use serde::Serialize;
+
+use super::Store;
+use super::read::{open_disk, read_error};
+use crate::cancel::{Cancel, Stoppable};
+use crate::error::chain;
+use crate::record::Kind;
+use crate::{DriverError, LayerId};
+
+/// Something wrong with a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was looked at: `chain`, `record`, `footer`, `file system` or `digest`.
+    pub check: &'static str,
+    /// What is wrong.
+    pub problem: String,
+}
+
+/// What checking a layer found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VerifyReport {
+    /// The layer.
+    pub id: LayerId,
+    /// The checks that were made.
+    pub checked: Vec<&'static str>,
+    /// What is wrong. Empty: all is well.
+    pub findings: Vec<Finding>,
+}
+
+impl VerifyReport {
+    /// Whether nothing is wrong.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.findings.is_empty()
+    }
+
+    fn note<T>(&mut self, check: &'static str, result: Result<T, DriverError>) -> Option<T> {
+        self.checked.push(check);
+        match result {
+            Ok(value) => Some(value),
+            Err(e) => {
+                self.findings.push(Finding {
+                    check,
+                    problem: chain(&e),
+                });
+                None
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Checks a layer: that its parents are there, that its records can be read, its disk's footer and file system, and that
+    /// the tar that was applied comes out of it again with the digest it had.
+    ///
+    /// # Errors
+    /// [`DriverError::NotFound`], [`DriverError::InUse`] for a sandbox that is being written to,
+    /// [`DriverError::Cancelled`]; what is wrong with the layer is in the report.
+    pub fn verify(&self, id: &LayerId, cancel: &Cancel) -> Result<VerifyReport, DriverError> {
+        let _reference = self.reference(id)?;
+        let mut report = VerifyReport {
+            id: id.clone(),
+            checked: Vec::new(),
+            findings: Vec::new(),
+        };
+        let parents = self.check_chain(id);
+        report.note("chain", parents);
+        let record = self.0.record(id);
+        let record = report.note("record", record).flatten();
+        let Some((kind, _)) = report.note("kind", self.0.kind(id)) else {
+            return Ok(report);
+        };
+        let _quiet = match kind {
+            Kind::Sandbox => Some(self.quiet_sandbox(id)?),
+            _ => None,
+        };
+        let Some(disk) = report.note("footer", self.disk(id)).flatten() else {
+            return Ok(report);
+        };
+        let fs = open_disk(&disk).and_then(|d| {
+            Filesystem::open(d)
+                .map(drop)
+                .map_err(|e| read_error("reading", id, e))
+        });
+        let readable = report.note("file system", fs).is_some();
+        if let Some(applied) = record.and_then(|r| r.applied)
+            && kind == Kind::Layer
+            && readable
+        {
+            if applied.disk_size != disk.bytes {
+                let problem = format!(
+                    "the disk has {} bytes, and the record says {}",
+                    disk.bytes, applied.disk_size
+                );
+                report.findings.push(Finding {
+                    check: "record",
+                    problem,
+                });
+            }
+            let mut sink = Stoppable::new(std::io::sink(), cancel);
+            let emitted = self.diff_exact(id, &mut sink);
+            cancel.check()?;
+            report.note("digest", emitted);
+        }
+        Ok(report)
+    }
+
+    /// The parents are there, and agree about theirs.
+    fn check_chain(&self, id: &LayerId) -> Result<(), DriverError> {
+        let chain = self.0.chain(id)?;
+        for (i, parent) in chain.iter().enumerate() {
+            let theirs = self.0.chain(parent).map_err(|e| match e {
+                DriverError::NotFound { id: parent } => DriverError::NoParent {
+                    id: id.clone(),
+                    parent,
+                },
+                e => e,
+            })?;
+            if *theirs != chain[i + 1..] {
+                let path = self.0.path(id).join("layerchain.json");
+                return Err(DriverError::corrupt(
+                    &path,
+                    format!("it disagrees with the chain of {parent}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
