@@ -4,7 +4,7 @@ use lcow_disk::vhd::VhdError;
 use lcow_ext4::writer::{WriteError, WriteErrorKind};
 
 use crate::compress::Compression;
-use crate::tar::Malformed;
+use crate::tar::{Malformed, TarError};
 use crate::{EntryName, ErrorKind};
 
 /// Why a well-formed entry is not applied.
@@ -176,6 +176,37 @@ impl ApplyError {
             Self::Disk(e) => match e.kind() {
                 WriteErrorKind::Refused => ErrorKind::Refused,
                 WriteErrorKind::Io | WriteErrorKind::Misuse => ErrorKind::Io,
+            },
+        }
+    }
+}
+
+impl From<TarError> for ApplyError {
+    fn from(error: TarError) -> Self {
+        match error {
+            TarError::Malformed {
+                entry,
+                offset,
+                reason,
+            } => Self::BadArchive {
+                entry,
+                offset,
+                reason,
+            },
+            TarError::Truncated { entry, offset } => Self::Truncated { entry, offset },
+            TarError::NotATar { reason } => Self::NotATar { reason },
+            TarError::Io {
+                operation,
+                offset,
+                source,
+            } => match source.downcast::<Self>() {
+                // The pipeline's own errors travel through the reader as they are.
+                Ok(error) => error,
+                Err(source) => Self::Io {
+                    operation,
+                    offset,
+                    source,
+                },
             },
         }
     }

@@ -1,14 +1,49 @@
 //! tar → disk, in one pass.
+//!
+//! # What a tar's entries come to
+//! The tree is what GNU tar leaves when root extracts the archive into an empty directory, with these differences:
+//!
+//! * Nothing outside is ever touched: there is no outside. A name that climbs above the root, a path through a symlink, a hard link to what the
+//!   archive did not bring are errors ([`Refusal`]), and so is all that [`crate::tar::Malformed`] lists.
+//! * A name in use is taken over whatever is there: a file replaces a directory with all below it. A directory over a directory
+//!   only updates metadata.
+//! * Directories that no entry made are 0755, root's, with all times 0. Access and change times that the archive does not give are the
+//!   modification time's; the kernel would take the clock's. Times that ext4 can't hold are brought to its nearest.
+//! * A hard link's own metadata does not count: that of the file does.
+//! * Attributes in namespaces that Linux does not have, `user.*` on what is neither file nor directory, and ACLs where there can be none, are left out,
+//!   as the kernel would refuse them.
+//!
+//! # Whiteouts
+//! With [`ApplyOptions::overlay`], `.wh.NAME` becomes a character device 0:0 called NAME (permissions 0, the entry's owner and times), `.wh..wh..opq` makes its
+//! directory opaque, other `.wh..wh.` names are dropped. If NAME itself is in the layer too, before or after, it stays;
+//! a directory is then opaque, since the lower one was deleted.
+//!
+//! # Identity
+//! The file system's UUID and hash seed and the VHD's id follow from the diff ID, each by its own purpose string
+//! ([`crate::digest::Digest::derive`]). No clock is read, nothing is random.
+//!
+//! # Threads
+//! Decompression and hashing run beside the caller's thread. They end before [`apply`] returns; if the input's `read` blocks, that is
+//! waited for.
 
 mod error;
+mod layer;
+mod path;
+mod pipeline;
 
 use std::io::{Read, Write};
 
 use lcow_blockio::WriteAt;
+use lcow_disk::vhd;
+use lcow_ext4::writer::{Identity, Writer, WriterOptions};
 
 use crate::digest::Digest;
+use crate::split::SplitWriter;
+use crate::tar::Reader;
 
 pub use error::{ApplyError, Refusal};
+use layer::Layer;
+use pipeline::Pipeline;
 
 /// How a tar is to be applied.
 #[derive(Debug, Clone)]
@@ -64,15 +99,61 @@ pub struct Applied {
     pub compressed: Option<CompressedInput>,
 }
 
-/// Makes a disk of a layer's tar.
+/// Makes a disk of a layer's tar, plain or compressed, and (with `split`) the sidecar that [`crate::export::exact`] needs.
+///
+/// `disk` must be empty. The same tar and options give the same bytes of disk and sidecar. Nothing is synced.
+///
+/// # Errors
+/// See [`ApplyError`]. What was written by then is of no use; removing it is the caller's, who knows where it is.
 pub fn apply<D: WriteAt>(
     input: impl Read + Send,
     disk: D,
     split: Option<&mut dyn Write>,
     options: &ApplyOptions,
 ) -> Result<Applied, ApplyError> {
-    let _ = (input, disk, split, options);
-    Err(ApplyError::NotATar {
-        reason: "it is empty",
+    let mut writer_options = WriterOptions::default();
+    writer_options.max_size = options.max_size;
+    let writer = Writer::new(&disk, &writer_options)?;
+    let record = match split {
+        Some(_) => Some(SplitWriter::new().map_err(|e| sidecar(0, e))?),
+        None => None,
+    };
+    std::thread::scope(|scope| {
+        let pipeline = Pipeline::start(scope, input, options);
+        let mut layer = Layer::new(Reader::new(pipeline, record), writer, options);
+        layer.run()?;
+        let (reader, writer) = layer.into_parts();
+        let entries = reader.entries();
+        let (pipeline, record) = reader.into_inner();
+        let totals = pipeline.finish();
+        let diff_id = totals.diff_id;
+        let summary = writer.finish(&Identity {
+            uuid: diff_id.derive_uuid("lcow layer: file system UUID"),
+            hash_seed: diff_id.derive("lcow layer: directory hash seed"),
+        })?;
+        if options.vhd {
+            let id = diff_id.derive_uuid("lcow layer: VHD unique id");
+            vhd::write_footer(&disk, summary.size_bytes, id)?;
+        }
+        if let (Some(record), Some(out)) = (record, split) {
+            record
+                .finish(&diff_id, out)
+                .map_err(|e| sidecar(totals.tar_size, e))?;
+        }
+        Ok(Applied {
+            diff_id,
+            tar_size: totals.tar_size,
+            entries,
+            disk_size: summary.size_bytes,
+            compressed: totals.compressed,
+        })
     })
+}
+
+fn sidecar(offset: u64, source: std::io::Error) -> ApplyError {
+    ApplyError::Io {
+        operation: "write the split sidecar",
+        offset,
+        source,
+    }
 }

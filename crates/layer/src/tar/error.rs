@@ -1,3 +1,7 @@
+use std::io;
+
+use crate::EntryName;
+
 /// How a tar contradicts its own format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -34,4 +38,44 @@ impl Malformed {
     pub fn is_limit(self) -> bool {
         matches!(self, Self::TooLong(_))
     }
+}
+
+/// Why a tar could not be read on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TarError {
+    /// The archive contradicts its own format.
+    #[error("damaged at byte {offset}: {reason}")]
+    Malformed {
+        /// The entry's name, once known.
+        entry: Option<EntryName>,
+        /// Where its header starts, in bytes.
+        offset: u64,
+        /// What is wrong.
+        reason: Malformed,
+    },
+    /// The archive ends inside an entry.
+    #[error("cut short at byte {offset}")]
+    Truncated {
+        /// The entry's name, once known.
+        entry: Option<EntryName>,
+        /// The archive's length in bytes.
+        offset: u64,
+    },
+    /// The input does not start as any tar does.
+    #[error("not a tar: {reason}")]
+    NotATar {
+        /// What it is missing.
+        reason: &'static str,
+    },
+    /// The input or the recorder failed.
+    #[error("can't {operation} at byte {offset} of the tar")]
+    Io {
+        /// What was being done.
+        operation: &'static str,
+        /// Where in the tar, in bytes.
+        offset: u64,
+        /// The error.
+        source: io::Error,
+    },
 }

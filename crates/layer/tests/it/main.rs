@@ -1,0 +1,4 @@
+//! The crate's tests, by theme.
+
+mod forest;
+mod unions;
