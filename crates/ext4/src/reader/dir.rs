@@ -215,21 +215,20 @@ impl<R: ReadAt> Filesystem<R> {
                 format!("a directory of {} bytes", dir.size),
             ));
         }
-        let mut extents = self.extents_until(dir, blocks, Owner::File)?;
+        let extents = self.extents_until(dir, u64::MAX, Owner::File)?;
         let mut next = 0_u64;
-        for extent in &mut extents {
-            // An extent may reach past the end; what is there is not the directory's.
-            extent.len = extent.len.min(blocks.saturating_sub(extent.logical));
+        for extent in &extents {
             if extent.logical != next || !extent.written {
                 break;
             }
             next = extent.end();
         }
-        if next < blocks {
+        // More blocks than its size tells of hold names that nobody would see.
+        if next != blocks || extents.last().is_some_and(|last| last.end() > blocks) {
             return Err(dir_corrupt(
                 dir,
                 dir.offset,
-                format!("a hole at block {next} of a directory"),
+                format!("{next} of a directory's {blocks} blocks without a hole"),
             ));
         }
         Ok(extents)

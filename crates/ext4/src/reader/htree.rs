@@ -1,5 +1,7 @@
 //! Finding a name through a directory's hash tree (Linux `fs/ext4/namei.c`).
 
+use std::ops::Range;
+
 use lcow_blockio::ReadAt;
 use zerocopy::FromBytes;
 
@@ -25,6 +27,8 @@ struct Node {
     count: usize,
     /// The entry taken.
     at: usize,
+    /// The hashes that the node above has for this one, both ends included.
+    range: Range<u32>,
 }
 
 impl Node {
@@ -35,6 +39,18 @@ impl Node {
         } else {
             le32(&self.bytes, self.entry(number))
         }
+    }
+
+    /// The hashes of what is under entry `number`, both ends included: names of one hash may lie on both sides of a border.
+    fn range(&self, number: usize) -> Range<u32> {
+        let start = self.hash(number).max(self.range.start);
+        let next = number.saturating_add(1);
+        let end = if next < self.count {
+            self.hash(next)
+        } else {
+            self.range.end
+        };
+        start..end
     }
 
     fn block(&self, number: usize) -> u64 {
@@ -109,29 +125,37 @@ impl<R: ReadAt> Filesystem<R> {
         };
         let (wanted, _) = hash(version, &self.superblock.hash_seed, name);
 
-        let root = self.node(dir, root, at, DX_ROOT_ENTRIES_OFFSET)?;
+        let all = 0..u32::MAX;
+        let root = self.node(dir, root, at, DX_ROOT_ENTRIES_OFFSET, all)?;
         let mut path = vec![root];
         // No leaf is needed twice: more visits than blocks mean that the tree is not one.
         let mut left = dir.size.div_ceil(self.superblock.block_size);
         let mut new_hash = true;
         loop {
-            while let Some(last) = path.last_mut() {
+            loop {
+                let depth = path.len();
+                let Some(last) = path.last_mut() else {
+                    return Ok(None);
+                };
                 if new_hash {
                     last.descend(wanted);
                 }
                 let block = last.block(last.at);
-                if path.len() > usize::from(levels) {
+                if depth > usize::from(levels) {
                     break;
                 }
+                let range = last.range(last.at);
                 let (bytes, at) = self.dir_block(dir, &extents, block)?;
-                path.push(self.node(dir, bytes, at, DX_NODE_ENTRIES_OFFSET)?);
+                path.push(self.node(dir, bytes, at, DX_NODE_ENTRIES_OFFSET, range)?);
             }
-            let Some(leaf) = path.last().map(|node| node.block(node.at)) else {
+            let Some(last) = path.last() else {
                 return Ok(None);
             };
+            let (leaf, range) = (last.block(last.at), last.range(last.at));
             left = left
                 .checked_sub(1)
                 .ok_or_else(|| tree_corrupt(dir, at, "blocks are in the tree more than once"))?;
+            let leaf = (leaf, range, version);
             if let Some(found) = self.search_leaf(dir, &extents, leaf, name)? {
                 return Ok(Some(found));
             }
@@ -157,7 +181,7 @@ impl<R: ReadAt> Filesystem<R> {
         &self,
         dir: &Inode,
         extents: &[Extent],
-        block: u64,
+        (block, range, version): (u64, Range<u32>, HashVersion),
         name: &[u8],
     ) -> Result<Option<InodeNumber>, ReadError> {
         let (bytes, at) = self.dir_block(dir, extents, block)?;
@@ -172,6 +196,17 @@ impl<R: ReadAt> Filesystem<R> {
             }
             Ok(found.is_none())
         })?;
+        if found.is_none() {
+            // "No such name" is only as good as the tree: the names that are here must belong here.
+            let seed = &self.superblock.hash_seed;
+            self.parse(dir, &bytes, at, Dots::None, &mut |entry| {
+                let (hash, _) = hash(version, seed, entry.name);
+                if hash < range.start & !1 || hash > range.end {
+                    return Err(tree_corrupt(dir, at, "a name is in the wrong leaf"));
+                }
+                Ok(true)
+            })?;
+        }
         Ok(found)
     }
 
@@ -199,14 +234,36 @@ impl<R: ReadAt> Filesystem<R> {
         Ok((bytes, at))
     }
 
-    fn node(&self, dir: &Inode, bytes: Meta, at: u64, base: usize) -> Result<Node, ReadError> {
+    /// Makes a node of a block, whose hashes must ascend within the range that the node above has for it.
+    fn node(
+        &self,
+        dir: &Inode,
+        bytes: Meta,
+        at: u64,
+        base: usize,
+        range: Range<u32>,
+    ) -> Result<Node, ReadError> {
         let (count, _) = self.dx_counts(dir, &bytes, at, base)?;
-        Ok(Node {
+        let node = Node {
             bytes,
             base,
             count,
             at: 0,
-        })
+            range,
+        };
+        let mut last = node.range.start;
+        for number in 1..count {
+            let hash = node.hash(number);
+            if hash < last || hash > node.range.end {
+                return Err(tree_corrupt(
+                    dir,
+                    at,
+                    "the hashes of a node are out of order",
+                ));
+            }
+            last = hash;
+        }
+        Ok(node)
     }
 
     /// Entries in use and room for entries of a node whose entries begin at `base`.

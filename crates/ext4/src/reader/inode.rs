@@ -97,6 +97,26 @@ impl<R: ReadAt> Filesystem<R> {
     /// # Errors
     /// *corrupt* also if there is no such inode, or it is not in use.
     pub fn inode(&self, number: InodeNumber) -> Result<Inode, ReadError> {
+        let offset = self.inode_offset(number)?;
+        let raw = self
+            .source
+            .meta("read an inode", offset, self.superblock.inode_size)?;
+        self.parse_inode(number, offset, &raw)?.ok_or_else(|| {
+            ReadError::corrupt(Structure::Inode(number), offset, "the inode is not in use")
+        })
+    }
+
+    /// As [`Filesystem::inode`]; `None` if it has no links.
+    pub(super) fn inode_in_use(&self, number: InodeNumber) -> Result<Option<Inode>, ReadError> {
+        let offset = self.inode_offset(number)?;
+        let raw = self
+            .source
+            .meta("read an inode", offset, self.superblock.inode_size)?;
+        self.parse_inode(number, offset, &raw)
+    }
+
+    /// Where an inode lies, in bytes.
+    fn inode_offset(&self, number: InodeNumber) -> Result<u64, ReadError> {
         let sb = &self.superblock;
         let Some(place) = number.0.checked_sub(1).filter(|_| number.0 <= sb.inodes) else {
             return Err(ReadError::corrupt(
@@ -122,20 +142,19 @@ impl<R: ReadAt> Filesystem<R> {
                 format!("group {group_number} says it was never used"),
             ));
         }
-        let offset = group
+        Ok(group
             .inode_table
             .saturating_mul(sb.block_size)
-            .saturating_add(place.saturating_mul(sb.inode_size));
-        let raw = self.source.meta("read an inode", offset, sb.inode_size)?;
-        self.parse_inode(number, offset, &raw)
+            .saturating_add(place.saturating_mul(sb.inode_size)))
     }
 
+    /// Checks an inode; `None` if it has no links.
     fn parse_inode(
         &self,
         number: InodeNumber,
         offset: u64,
         raw: &[u8],
-    ) -> Result<Inode, ReadError> {
+    ) -> Result<Option<Inode>, ReadError> {
         let sb = &self.superblock;
         let corrupt = |detail: String| ReadError::corrupt(Structure::Inode(number), offset, detail);
         // The fields past the first 128 bytes count only as far as `i_extra_isize` says.
@@ -173,7 +192,7 @@ impl<R: ReadAt> Filesystem<R> {
             }
         }
         if links == 0 {
-            return Err(corrupt("the inode is not in use".to_owned()));
+            return Ok(None);
         }
         let Some(file_type) = FileType::from_mode(mode) else {
             return Err(corrupt(format!("mode {mode:#o} has no file type")));
@@ -224,7 +243,7 @@ impl<R: ReadAt> Filesystem<R> {
         } else {
             None
         };
-        Ok(Inode {
+        Ok(Some(Inode {
             number,
             file_type,
             permissions: mode & 0o7777,
@@ -250,7 +269,7 @@ impl<R: ReadAt> Filesystem<R> {
             body,
             offset,
             body_offset: offset.saturating_add(super::num::len64(body_at)),
-        })
+        }))
     }
 
     /// The data inside an inode that has [`flags::INLINE_DATA`]: first what lies in place of the block map, then what is

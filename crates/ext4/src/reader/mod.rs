@@ -97,8 +97,7 @@ impl<R: ReadAt> Filesystem<R> {
     /// them a journal on another device that would have to be replayed), and what the disk says.
     pub fn open(disk: R) -> Result<Self, ReadError> {
         let mut source = Source::new(disk)?;
-        let raw = group::read_superblock(&source)?;
-        let superblock = Superblock::parse(&raw, source.size())?;
+        let superblock = Superblock::read(&source)?;
         source.configure(superblock.block_size);
         let mut fs = Self {
             source,
@@ -111,8 +110,7 @@ impl<R: ReadAt> Filesystem<R> {
         fs.info.journal = fs.replay_journal()?;
         if matches!(fs.info.journal, Journal::Replayed { .. }) {
             // The replayed blocks may hold a newer superblock.
-            let raw = group::read_superblock(&fs.source)?;
-            let superblock = Superblock::parse(&raw, fs.source.size())?;
+            let superblock = Superblock::read(&fs.source)?;
             if superblock.block_size != fs.superblock.block_size {
                 return Err(ReadError::corrupt(
                     Structure::Journal,

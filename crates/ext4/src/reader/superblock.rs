@@ -1,9 +1,11 @@
 //! The superblock, from the fields on disk to checked numbers.
 
+use lcow_blockio::ReadAt;
 use zerocopy::FromBytes;
 
-use super::error::{ReadError, Structure};
-use super::num::{div, join32};
+use super::error::{ReadError, ReadErrorKind, Structure};
+use super::num::{div, join32, len64};
+use super::source::Source;
 use crate::format::superblock::{
     CHECKSUM_CRC32C, FLAG_UNSIGNED_HASH, MAGIC, REV_DYNAMIC, STATE_CLEAN, SUPERBLOCK_OFFSET,
     SUPERBLOCK_SIZE, compat, incompat, ro_compat,
@@ -66,6 +68,8 @@ pub(super) struct Superblock {
     pub(super) hash_unsigned: bool,
     /// 0: the journal, if any, is on another device.
     pub(super) journal_inode: u32,
+    /// Inodes that have no name though they may not be reserved: journal, quotas, orphan file.
+    pub(super) hidden_inodes: [u32; 5],
     /// The start of every checksum under `metadata_csum`.
     pub(super) seed: Checksum,
     /// Whether the filesystem was unmounted cleanly, or never mounted.
@@ -80,6 +84,19 @@ fn corrupt(field: u64, detail: impl Into<String>) -> ReadError {
     )
 }
 
+fn read_raw<R: ReadAt>(source: &Source<R>, at: u64) -> Result<[u8; SUPERBLOCK_SIZE], ReadError> {
+    let mut raw = [0; SUPERBLOCK_SIZE];
+    if source.size() < at.saturating_add(len64(raw.len())) {
+        return Err(ReadError::corrupt(
+            Structure::Superblock,
+            at,
+            format!("a disk of {} bytes has no room for one", source.size()),
+        ));
+    }
+    source.read("read the superblock", at, &mut raw)?;
+    Ok(raw)
+}
+
 macro_rules! field {
     ($name:ident) => {
         std::mem::offset_of!(Raw, $name) as u64
@@ -87,6 +104,37 @@ macro_rules! field {
 }
 
 impl Superblock {
+    /// Reads the superblock. Where its fields make no sense (short of a checksum that says so), the copy in the second group
+    /// stands in for it, as for e2fsck. Such copies know nothing of an unclean journal: that is looked up in the journal.
+    pub(super) fn read<R: ReadAt>(source: &Source<R>) -> Result<Self, ReadError> {
+        let raw = read_raw(source, SUPERBLOCK_OFFSET)?;
+        let error = match Self::parse(&raw, source.size()) {
+            Err(error) if error.kind() == ReadErrorKind::Corrupt => error,
+            other => return other,
+        };
+        let Ok(primary) = Raw::ref_from_bytes(&raw) else {
+            return Err(error);
+        };
+        if primary.s_magic.get() != MAGIC
+            || primary.s_feature_ro_compat.get() & ro_compat::METADATA_CSUM != 0
+        {
+            return Err(error);
+        }
+        let block_size = 1024_u64 << primary.s_log_block_size.get().min(6);
+        let copy_at = u64::from(primary.s_blocks_per_group.get())
+            .saturating_add(u64::from(primary.s_first_data_block.get()))
+            .saturating_mul(block_size);
+        let Ok(raw) = read_raw(source, copy_at) else {
+            return Err(error);
+        };
+        let same = Raw::ref_from_bytes(&raw)
+            .is_ok_and(|copy| copy.s_uuid == primary.s_uuid && copy.s_block_group_nr.get() == 1);
+        match Self::parse(&raw, source.size()) {
+            Ok(copy) if same && copy.block_size == block_size => Ok(copy),
+            _ => Err(error),
+        }
+    }
+
     /// Checks a superblock. `disk_size` is in bytes. The rules are those of Linux `ext4_fill_super`.
     pub(super) fn parse(bytes: &[u8; SUPERBLOCK_SIZE], disk_size: u64) -> Result<Self, ReadError> {
         let raw =
@@ -211,14 +259,8 @@ impl Superblock {
                 format!("group descriptors of {descriptor_size} bytes"),
             ));
         }
+        // One past the last means that there are no meta groups; Linux refuses more than that, e2fsck takes it for the same.
         let first_meta_bg = u64::from(raw.s_first_meta_bg.get());
-        let descriptor_blocks = u64::from(groups).div_ceil(div(block_size, descriptor_size).max(1));
-        if incompat & incompat::META_BG != 0 && first_meta_bg > descriptor_blocks {
-            return Err(corrupt(
-                field!(s_first_meta_bg),
-                format!("first meta group {first_meta_bg}"),
-            ));
-        }
 
         let seed = if incompat & incompat::CSUM_SEED != 0 {
             Checksum::from_seed(raw.s_checksum_seed.get())
@@ -253,6 +295,13 @@ impl Superblock {
             // Neither flag set: Linux on x86 takes signed, as the kernels of old did.
             hash_unsigned: raw.s_flags.get() & FLAG_UNSIGNED_HASH != 0,
             journal_inode: raw.s_journal_inum.get(),
+            hidden_inodes: [
+                raw.s_journal_inum.get(),
+                raw.s_usr_quota_inum.get(),
+                raw.s_grp_quota_inum.get(),
+                raw.s_prj_quota_inum.get(),
+                raw.s_orphan_file_inum.get(),
+            ],
             seed,
             clean: raw.s_state.get() & STATE_CLEAN != 0,
         })

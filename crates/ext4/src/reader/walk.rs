@@ -7,6 +7,8 @@ use lcow_blockio::ReadAt;
 use super::error::ReadError;
 use super::num::index;
 use super::{Filesystem, Inode};
+use crate::InodeNumber;
+use crate::format::inode::flags;
 
 /// A file met on the way through a tree.
 #[derive(Debug, Clone)]
@@ -20,21 +22,24 @@ pub struct Walked {
 /// Goes through all files below a directory: a directory before what is in it, the names of each sorted by their bytes.
 ///
 /// Every directory is entered once: a second name for one, which could make the walk endless, is *corrupt*, and so is one
-/// whose `..` does not lead back. After an error the walk is over.
+/// whose `..` does not lead back. A walk from the root ends with a look for inodes in use that have no name: such files
+/// are lost, and a tree without them is *corrupt* too. After an error the walk is over.
 pub struct Walk<'a, R> {
     fs: &'a Filesystem<R>,
     /// What is still to come, the next last.
     stack: Vec<Step>,
-    /// One bit for each inode: directories entered.
-    entered: Vec<u64>,
+    /// One bit for each inode: those seen.
+    seen: Vec<u64>,
+    /// Whether all that is in use must have been seen at the end.
+    whole: bool,
 }
 
 struct Step {
     /// The path of the directory, shared by all that is in it: long paths must not cost memory for each name.
     dir: Arc<[u8]>,
     name: Vec<u8>,
-    inode: crate::InodeNumber,
-    parent: crate::InodeNumber,
+    inode: InodeNumber,
+    parent: InodeNumber,
 }
 
 impl<R: ReadAt> Filesystem<R> {
@@ -47,7 +52,8 @@ impl<R: ReadAt> Filesystem<R> {
         let mut walk = Walk {
             fs: self,
             stack: Vec::new(),
-            entered: vec![0; words],
+            seen: vec![0; words],
+            whole: root.number == InodeNumber::ROOT,
         };
         walk.enter(root, &[])?;
         Ok(walk)
@@ -56,11 +62,8 @@ impl<R: ReadAt> Filesystem<R> {
 
 impl<R: ReadAt> Walk<'_, R> {
     fn enter(&mut self, dir: &Inode, path: &[u8]) -> Result<(), ReadError> {
-        let bit = 1_u64 << (dir.number.0 & 63);
-        let word = self.entered.get_mut(index(u64::from(dir.number.0) >> 6));
-        match word {
-            Some(word) if *word & bit == 0 => *word |= bit,
-            _ => return Err(dir.corrupt("a directory with two names")),
+        if !self.see(dir.number) {
+            return Err(dir.corrupt("a directory with two names"));
         }
         let mut entries = self.fs.read_dir(dir)?;
         entries.sort_unstable_by(|a, b| b.name.cmp(&a.name));
@@ -72,6 +75,65 @@ impl<R: ReadAt> Walk<'_, R> {
             parent: dir.number,
         }));
         Ok(())
+    }
+
+    /// Notes an inode; whether it is new.
+    fn see(&mut self, number: InodeNumber) -> bool {
+        let bit = 1_u64 << (number.0 & 63);
+        match self.seen.get_mut(index(u64::from(number.0) >> 6)) {
+            Some(word) if *word & bit == 0 => {
+                *word |= bit;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Looks for an inode that is in use, has links, and was not seen.
+    fn look_for_lost(&self) -> Result<(), ReadError> {
+        let sb = &self.fs.superblock;
+        for (group, first) in self
+            .fs
+            .groups
+            .iter()
+            .zip((1_u32..).step_by(index(u64::from(sb.inodes_per_group.max(1)))))
+        {
+            if group.used_inodes == 0 {
+                continue;
+            }
+            let bitmap = self.fs.block("read an inode bitmap", group.inode_bitmap)?;
+            let used = bitmap
+                .iter()
+                .zip((first..).step_by(8))
+                .filter(|b| *b.0 != 0);
+            for (byte, number) in used {
+                for bit in 0..8_u32 {
+                    let number = number.saturating_add(bit);
+                    let within = number.saturating_sub(first) < group.used_inodes;
+                    if byte & (1 << bit) == 0 || !within || number < sb.first_inode {
+                        continue;
+                    }
+                    let word = self.seen.get(index(u64::from(number) >> 6));
+                    if word.is_none_or(|word| word & (1 << (number & 63)) == 0) {
+                        self.lost(InodeNumber(number))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lost(&self, number: InodeNumber) -> Result<(), ReadError> {
+        if self.fs.superblock.hidden_inodes.contains(&number.0) {
+            return Ok(());
+        }
+        // Without links: deleted while open. Attribute values are named by attributes.
+        match self.fs.inode_in_use(number)? {
+            Some(inode) if !inode.has(flags::EA_INODE) => {
+                Err(inode.corrupt("it is in use, but no directory has a name for it"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn step(&mut self, step: Step) -> Result<Walked, ReadError> {
@@ -86,6 +148,8 @@ impl<R: ReadAt> Walk<'_, R> {
                 return Err(inode.corrupt("its `..` is not the directory that holds it"));
             }
             self.enter(&inode, &path)?;
+        } else {
+            self.see(inode.number);
         }
         Ok(Walked { path, inode })
     }
@@ -95,10 +159,16 @@ impl<R: ReadAt> Iterator for Walk<'_, R> {
     type Item = Result<Walked, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let step = self.stack.pop()?;
+        let Some(step) = self.stack.pop() else {
+            if !std::mem::take(&mut self.whole) {
+                return None;
+            }
+            return self.look_for_lost().err().map(Err);
+        };
         let result = self.step(step);
         if result.is_err() {
             self.stack.clear();
+            self.whole = false;
         }
         Some(result)
     }
