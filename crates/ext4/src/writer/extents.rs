@@ -17,10 +17,10 @@ const CAPACITY: u16 = node_capacity(BLOCK_SIZE);
 
 /// A run of a file's blocks on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Run {
-    pub(super) logical: u32,
-    pub(super) block: u32,
-    pub(super) len: u32,
+pub(crate) struct Run {
+    pub(crate) logical: u32,
+    pub(crate) block: u32,
+    pub(crate) len: u32,
 }
 
 /// The extents of the file that is being written. A node is written when the next entry doesn't fit, so at most one per
@@ -223,9 +223,19 @@ fn node(
     bytes
 }
 
-/// The root that stands for a single run, or for none.
-pub(super) fn single_root(run: Option<Run>) -> [u8; I_BLOCK_SIZE] {
-    root(0, run.iter().map(extent_bytes))
+/// The root of up to four runs.
+pub(crate) fn root_of_runs(runs: &[Run]) -> [u8; I_BLOCK_SIZE] {
+    root(0, runs.iter().map(extent_bytes))
+}
+
+/// The root above a single leaf, of a file that starts with its first block.
+pub(crate) fn root_of_leaf(leaf: u32) -> [u8; I_BLOCK_SIZE] {
+    root(1, [(0, leaf)].iter().map(index_bytes))
+}
+
+/// A leaf of up to 340 runs.
+pub(crate) fn leaf_node(runs: &[Run], seed: Checksum) -> [u8; BLOCK_SIZE] {
+    node(0, runs.iter().map(extent_bytes), seed)
 }
 
 /// Gives each run of a tree that this module wrote, in order, and then each block of its nodes, as runs of one at logical

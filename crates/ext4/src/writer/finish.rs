@@ -7,7 +7,7 @@ use super::encode::{
     DESCRIPTOR_SIZE, GROUP_MAX, Geometry, Group, INODES_PER_BLOCK, InodeFields, bitmap_checksum,
     set_bits, superblock,
 };
-use super::extents::{Run, single_root};
+use super::extents::{Run, root_of_runs};
 use super::node::{Data, DiskTime, Kind, Node};
 use super::options::{Identity, Summary};
 use super::{BLOCKS_MAX, WriteError, Writer, inode_of};
@@ -342,19 +342,19 @@ impl<D: WriteAt> Writer<D> {
         match node.data {
             Data::Run { block, len } => {
                 let (logical, len) = (0, len.into());
-                return single_root(Some(Run {
+                return root_of_runs(&[Run {
                     logical,
                     block,
                     len,
-                }));
+                }]);
             }
             Data::Value { block, .. } => {
                 let (logical, len) = (0, node.blocks);
-                return single_root(Some(Run {
+                return root_of_runs(&[Run {
                     logical,
                     block,
                     len,
-                }));
+                }]);
             }
             Data::Tree(index) => return self.trees[index],
             Data::Target(at) => {
@@ -365,7 +365,7 @@ impl<D: WriteAt> Writer<D> {
                 bytes[..4].copy_from_slice(&first.to_le_bytes());
                 bytes[4..8].copy_from_slice(&second.to_le_bytes());
             }
-            Data::None if inode_flags(node) & flags::EXTENTS != 0 => return single_root(None),
+            Data::None if inode_flags(node) & flags::EXTENTS != 0 => return root_of_runs(&[]),
             Data::None | Data::Directory { .. } => {}
         }
         bytes

@@ -33,7 +33,7 @@
 
 mod data;
 mod directory;
-pub(crate) mod encode;
+mod encode;
 mod error;
 mod extents;
 mod finish;
@@ -45,6 +45,17 @@ mod store;
 mod xattrs;
 
 use lcow_blockio::WriteAt;
+
+/// What `mkfs` builds from too.
+pub(crate) mod internal {
+    pub(crate) use super::directory::{empty_block, linear_block};
+    pub(crate) use super::encode::{
+        GROUP_MAX, Geometry, Group, INODES_PER_BLOCK, InodeFields, LOG_GROUPS_PER_FLEX,
+        bitmap_checksum, halves, seed, set_bits, superblock,
+    };
+    pub(crate) use super::extents::{Run, leaf_node, root_of_leaf, root_of_runs};
+    pub(crate) use super::node::DiskTime;
+}
 
 pub use error::{WriteError, WriteErrorKind};
 pub use options::{Content, Identity, Metadata, Summary, WriterOptions};
