@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 /// How a file was cloned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cloned {
+pub(crate) enum Cloned {
     /// The two share their blocks.
     Reflink,
     /// The data was copied, and holes stayed holes.

@@ -23,7 +23,7 @@ pub(crate) fn ensure_dir(path: &Path) -> Result<bool, DriverError> {
 }
 
 /// Makes a directory's entries durable.
-pub fn sync_dir(path: &Path) -> Result<(), DriverError> {
+pub(crate) fn sync_dir(path: &Path) -> Result<(), DriverError> {
     File::open(path)
         .and_then(|d| d.sync_all())
         .map_err(DriverError::io("syncing", path))
@@ -53,7 +53,7 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), DriverError> {
 ///
 /// # Errors
 /// [`DriverError::Io`]; nothing is left behind then.
-pub fn replace_file(temp: &TempDir, path: &Path, bytes: &[u8]) -> Result<(), DriverError> {
+pub(crate) fn replace_file(temp: &TempDir, path: &Path, bytes: &[u8]) -> Result<(), DriverError> {
     let half = temp.path().join(format!("file-{}", random_name()?));
     write_new(&half, bytes)
         .and_then(|()| fs::rename(&half, path).map_err(DriverError::io("renaming", path)))

@@ -61,6 +61,8 @@ pub use error::{ConvertError, DriverError, ErrorKind};
 pub use files::TempDir;
 pub use id::{LayerId, MAX_ID, REMOVING, RESERVED};
 pub use isolate::Isolation;
+pub use lcow_layer::changes::{Change, ChangeKind};
+pub use lcow_layer::digest::Digest;
 pub use lock::{CommitGuard, Holder};
 pub use mounter::{Disk, MountError, MountRequest, Mounter};
 pub use options::{
@@ -71,7 +73,7 @@ pub use record::{
     AppliedRecord, CompressedRecord, DiskFormat, Kind, LayerRecord, SandboxRecord, StoreRecord,
 };
 pub use store::{
-    Access, Against, Applied, ApplyRequest, CacheEntry, Created, DiffSummary, FileGetter, Finding,
-    Input, LayerDisk, LayerFile, LayerFs, Metadata, OpenOptions, Placed, Recovery, Reference,
-    Removed, SandboxGuard, Staged, Store, StoreStatus, VerifyReport,
+    Access, Against, Applied, ApplyRequest, CacheEntry, Chain, Created, DiffSummary, FileGetter,
+    Finding, Input, LayerDisk, LayerFile, LayerFs, Metadata, OpenOptions, Placed, Recovery,
+    Reference, Removed, SandboxGuard, Staged, Store, StoreStatus, VerifyReport,
 };

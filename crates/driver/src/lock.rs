@@ -217,9 +217,9 @@ fn write_holder(mut file: &File) -> io::Result<()> {
     writeln!(file, "{}", command_of(pid).unwrap_or_default())
 }
 
-fn read_holder(mut file: File) -> Option<Holder> {
+fn read_holder(file: File) -> Option<Holder> {
     let mut text = String::new();
-    file.by_ref().take(4096).read_to_string(&mut text).ok()?;
+    file.take(4096).read_to_string(&mut text).ok()?;
     let mut lines = text.lines();
     let pid = lines.next()?.trim().parse().ok()?;
     let command = lines.next().filter(|c| !c.is_empty()).map(str::to_owned);

@@ -7,9 +7,9 @@ use crate::DriverError;
 use crate::record::DiskFormat;
 
 /// Bytes in a "GB" of `lcow.sandboxsize`, which means GiB, as in the original driver.
-pub const GIB: u64 = 1 << 30;
+pub(crate) const GIB: u64 = 1 << 30;
 /// The least size that `lcow.sandboxsize` takes, in GiB, and its default.
-pub const MIN_SANDBOX_GB: u64 = 20;
+pub(crate) const MIN_SANDBOX_GB: u64 = 20;
 /// The least size of a sandbox asked for with `size`, in bytes.
 pub const MIN_SANDBOX_BYTES: u64 = 16 << 20;
 /// The greatest size of a sandbox, in bytes.

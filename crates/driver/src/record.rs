@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 use crate::{DriverError, LayerId};
 
 /// The store's layout, counted up when an older program must not touch it.
-pub const LAYOUT: u32 = 1;
+pub(crate) const LAYOUT: u32 = 1;
 /// Names of the features of this version, by what an older program may do with a store that has them: `compat` anything,
 /// `ro_compat` read, `incompat` nothing.
-pub const KNOWN_RO_COMPAT: &[&str] = &[];
+pub(crate) const KNOWN_RO_COMPAT: &[&str] = &[];
 /// See [`KNOWN_RO_COMPAT`].
-pub const KNOWN_INCOMPAT: &[&str] = &[];
+pub(crate) const KNOWN_INCOMPAT: &[&str] = &[];
 
 /// `store.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,7 +16,7 @@ use crate::record::{AppliedRecord, CompressedRecord, Kind, LayerRecord};
 use crate::{DriverError, LayerId, files};
 
 /// The default limit of a layer's disk, in bytes.
-pub const MAX_LAYER_BYTES: u64 = 128 << 30;
+pub(super) const MAX_LAYER_BYTES: u64 = 128 << 30;
 
 /// Where a tar comes from: plain, or gzip, zstd, xz, bzip2, told apart by content.
 pub enum Input<'a> {

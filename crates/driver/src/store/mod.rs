@@ -2,6 +2,7 @@
 
 mod apply;
 mod chains;
+mod compare;
 mod layers;
 mod read;
 mod recover;
@@ -10,6 +11,7 @@ mod status;
 mod verify;
 
 pub use apply::{Applied, ApplyRequest, Input, Placed, Staged};
+pub use compare::Chain;
 pub use layers::{Created, Metadata, Reference, Removed};
 pub(crate) use read::layer_kind;
 pub use read::{Against, DiffSummary, FileGetter, LayerDisk, LayerFile, LayerFs};

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use lcow_blockio::{FileDisk, ReadAt, SubRange};
 use lcow_disk::vhd;
 use lcow_ext4::FileType;
-use lcow_ext4::reader::{Filesystem, Inode, ReadError, ReadErrorKind};
+use lcow_ext4::reader::{FileMap, Filesystem, ReadError, ReadErrorKind};
 use lcow_layer::digest::Digest;
 use lcow_layer::export::{ExactError, exact};
-use lcow_layer::tree::{Follow, Subtree, Tree, TreeError, TreeErrorKind};
+use lcow_layer::tree::{Follow, Subtree, Tree, TreeError};
 use serde::Serialize;
 
 use super::Store;
@@ -202,22 +202,27 @@ impl FileGetter {
         };
         let found = match self.tree.resolve(path, Follow::Yes) {
             Ok(found) => found,
-            Err(e) if e.kind() == TreeErrorKind::Usage => return Err(no_such()),
+            Err(
+                TreeError::NotFound { .. }
+                | TreeError::NotADirectory { .. }
+                | TreeError::Loop { .. }
+                | TreeError::NameTooLong { .. },
+            ) => return Err(no_such()),
             Err(e) => return Err(tree_error("reading", id, e)),
         };
         if found.node.file_type() != FileType::Regular {
             return Err(no_such());
         }
+        // Mapped once: each read costs what it reads.
         let number = found.node.identity().inode;
-        let inode = self
-            .layer
-            .fs
-            .inode(number)
-            .map_err(|e| read_error("reading", id, e))?;
+        let inode = self.layer.fs.inode(number);
+        let map =
+            inode.and_then(|inode| self.layer.fs.map_file(&inode).map(|map| (inode.size, map)));
+        let (size, map) = map.map_err(|e| read_error("reading", id, e))?;
         Ok(LayerFile {
             layer: Arc::clone(&self.layer),
-            size: inode.size(),
-            inode,
+            map,
+            size,
             at: 0,
         })
     }
@@ -226,7 +231,7 @@ impl FileGetter {
 /// An open file of a layer: seekable, streaming, and never in memory as a whole.
 pub struct LayerFile {
     layer: Arc<OpenLayer>,
-    inode: Inode,
+    map: FileMap,
     size: u64,
     at: u64,
 }
@@ -248,7 +253,7 @@ impl ReadAt for LayerFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         self.layer
             .fs
-            .read_at(&self.inode, offset, buf)
+            .read_mapped(&self.map, offset, buf)
             .map_err(io::Error::other)
     }
 }
@@ -281,7 +286,7 @@ pub(super) fn open_disk(disk: &Disk) -> Result<LayerDisk, DriverError> {
     Ok(range)
 }
 
-fn layer_error(
+pub(super) fn layer_error(
     operation: &'static str,
     id: &LayerId,
     kind: ErrorKind,
@@ -306,13 +311,7 @@ pub(super) fn read_error(operation: &'static str, id: &LayerId, error: ReadError
 }
 
 pub(super) fn tree_error(operation: &'static str, id: &LayerId, error: TreeError) -> DriverError {
-    let kind = match error.kind() {
-        TreeErrorKind::Corrupt => ErrorKind::Corrupt,
-        TreeErrorKind::Unsupported => ErrorKind::Unsupported,
-        TreeErrorKind::Usage => ErrorKind::NotFound,
-        _ => ErrorKind::Io,
-    };
-    layer_error(operation, id, kind, error)
+    layer_error(operation, id, layer_kind(error.kind()), error)
 }
 
 pub(super) fn exact_error(id: &LayerId, error: ExactError) -> DriverError {

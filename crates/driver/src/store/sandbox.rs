@@ -16,6 +16,10 @@ use crate::options::{MAX_SANDBOX_BYTES, MIN_SANDBOX_BYTES};
 use crate::record::{DiskFormat, Kind, LayerRecord, SandboxRecord};
 use crate::{DriverError, ErrorKind, LayerId, SandboxOptions, clone, files};
 
+/// The seed of directory hashes in blank sandboxes. It need not be secret: who can fill a directory with names that collide can
+/// only slow down their own container.
+const HASH_SEED: [u8; 16] = *b"lcow sandbox dir";
+
 /// A sandbox that only its holder may write to, until this is dropped or the process ends, however it ends.
 ///
 /// The lock belongs to [`file`](SandboxGuard::file)'s open file description: a virtual machine that is given a duplicate of
@@ -165,8 +169,11 @@ impl Store {
         let options = mkfs::FormatOptions {
             size,
             journal,
+            // Each clone gets its own identity; the blank is never mounted.
+            uuid: [0; 16],
+            hash_seed: HASH_SEED,
+            label: "",
             root_dirs: &[("upper", directory()), ("work", directory())],
-            ..mkfs::FormatOptions::default()
         };
         mkfs::format(&disk, &options).map_err(|e| format_error(&half, e))?;
         vhd::write_footer(&disk, size, [0; 16]).map_err(|e| super::layers::vhd_error(&half, e))?;

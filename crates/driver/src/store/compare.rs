@@ -1,0 +1,196 @@
+//! Unions of chains, and what differs between two.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+
+use lcow_layer::changes::{Change, changes, diff_size};
+use lcow_layer::diff::diff;
+use lcow_layer::digest::Hasher;
+use lcow_layer::export::ExportError;
+use lcow_layer::union::Union;
+
+use super::Store;
+use super::read::{Against, DiffSummary, LayerDisk, OpenLayer, layer_error, layer_kind};
+use crate::{DriverError, LayerId};
+
+/// A layer seen together with its parents, as a container would see it. None of them can be removed, and no sandbox among
+/// them be written to, while this lives.
+pub struct Chain {
+    id: LayerId,
+    union: Option<Union<LayerDisk>>,
+    _open: Opened,
+}
+
+impl std::fmt::Debug for Chain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Chain")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Chain {
+    /// The layer.
+    #[must_use]
+    pub fn id(&self) -> &LayerId {
+        &self.id
+    }
+
+    /// All its files; `None` if no layer of the chain has contents.
+    #[must_use]
+    pub fn union(&self) -> Option<&Union<LayerDisk>> {
+        self.union.as_ref()
+    }
+}
+
+/// Layers that were opened, each once: what two unions share is known to be the same by that.
+#[derive(Default)]
+struct Opened(HashMap<LayerId, Option<OpenLayer>>);
+
+impl Opened {
+    fn union(
+        &mut self,
+        store: &Store,
+        id: &LayerId,
+    ) -> Result<Option<Union<LayerDisk>>, DriverError> {
+        let chain = store.0.chain(id)?;
+        let mut trees = Vec::new();
+        for layer in std::iter::once(id).chain(chain.iter()) {
+            if !self.0.contains_key(layer) {
+                self.0.insert(layer.clone(), store.open_one(layer)?);
+            }
+            if let Some(Some(open)) = self.0.get(layer) {
+                trees.push(open.subtree()?);
+            }
+        }
+        Ok(Union::new(trees))
+    }
+
+    /// The layer's own union, and that of what it is compared with.
+    fn pair(
+        &mut self,
+        store: &Store,
+        id: &LayerId,
+        against: &Against,
+    ) -> Result<Pair, DriverError> {
+        let after = self.union(store, id)?;
+        let before = match against {
+            Against::Parent => match store.0.chain(id)?.first() {
+                Some(parent) => self.union(store, parent)?,
+                None => None,
+            },
+            Against::Nothing => None,
+            Against::Layer(other) => self.union(store, other)?,
+        };
+        match (after, before) {
+            (Some(after), before) => Ok(Some((after, before))),
+            (None, None) => Ok(None),
+            // All would be deleted, and there is no tree to say so with.
+            (None, Some(_)) => Err(DriverError::WrongKind {
+                id: id.clone(),
+                is: "a chain without contents",
+                needs: "one with contents, to compare it with another layer",
+            }),
+        }
+    }
+}
+
+/// Two unions to compare; `None` if both are empty.
+type Pair = Option<(Union<LayerDisk>, Option<Union<LayerDisk>>)>;
+
+impl Store {
+    /// Opens a layer together with its parents.
+    ///
+    /// # Errors
+    /// [`DriverError::NotFound`], [`DriverError::InUse`] for a sandbox that is being written to, [`DriverError::Layer`],
+    /// [`DriverError::Corrupt`], [`DriverError::Unsupported`].
+    pub fn open_chain(&self, id: &LayerId) -> Result<Chain, DriverError> {
+        let mut open = Opened::default();
+        let union = open.union(self, id)?;
+        Ok(Chain {
+            id: id.clone(),
+            union,
+            _open: open,
+        })
+    }
+
+    /// What differs between a layer and another, sorted by path.
+    ///
+    /// # Errors
+    /// As [`Store::open_chain`].
+    pub fn changes(&self, id: &LayerId, against: &Against) -> Result<Vec<Change>, DriverError> {
+        let mut open = Opened::default();
+        let Some((after, before)) = open.pair(self, id, against)? else {
+            return Ok(Vec::new());
+        };
+        let found =
+            changes(&after, before.as_ref()).map_err(|e| export_error("comparing", id, e))?;
+        Ok(found.iter().collect())
+    }
+
+    /// Bytes of the files that are new or changed against another layer.
+    ///
+    /// # Errors
+    /// As [`Store::open_chain`].
+    pub fn diff_size(&self, id: &LayerId, against: &Against) -> Result<u64, DriverError> {
+        let mut open = Opened::default();
+        let Some((after, before)) = open.pair(self, id, against)? else {
+            return Ok(0);
+        };
+        diff_size(&after, before.as_ref()).map_err(|e| export_error("comparing", id, e))
+    }
+
+    pub(super) fn diff_computed(
+        &self,
+        id: &LayerId,
+        against: &Against,
+        out: &mut impl Write,
+    ) -> Result<DiffSummary, DriverError> {
+        let mut open = Opened::default();
+        let mut out = Hashing {
+            out,
+            hasher: Hasher::new(),
+            size: 0,
+        };
+        match open.pair(self, id, against)? {
+            Some((after, before)) => {
+                diff(&after, before.as_ref(), None, &mut out)
+                    .map_err(|e| export_error("comparing", id, e))?;
+            }
+            // An archive of nothing: two blocks of zeros.
+            None => out.write_all(&[0; 1024]).map_err(DriverError::Output)?,
+        }
+        out.flush().map_err(DriverError::Output)?;
+        Ok(DiffSummary {
+            digest: out.hasher.finish(),
+            size: out.size,
+            exact: false,
+        })
+    }
+}
+
+struct Hashing<'a, W> {
+    out: &'a mut W,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl<W: Write> Write for Hashing<'_, W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let n = self.out.write(buf)?;
+        self.hasher.update(&buf[..n]);
+        self.size += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+fn export_error(operation: &'static str, id: &LayerId, error: ExportError) -> DriverError {
+    match error.output_error() {
+        Some(e) => DriverError::Output(io::Error::new(e.kind(), e.to_string())),
+        None => layer_error(operation, id, layer_kind(error.kind()), error),
+    }
+}

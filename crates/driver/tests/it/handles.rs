@@ -1,0 +1,204 @@
+//! get and put, against a mounter that mounts nothing.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use lcow_driver::{ErrorKind, GraphDriver, LayerId, MountError, MountRequest, Mounter, Removed};
+
+use crate::common::{Root, id, import, kind, root, small_sandbox, tar};
+
+#[derive(Default)]
+struct Fake {
+    log: Mutex<Vec<String>>,
+    mounts: AtomicUsize,
+    fail_mount: AtomicBool,
+    fail_unmount: AtomicBool,
+    slow: AtomicBool,
+}
+
+impl Fake {
+    fn note(&self, line: String) {
+        self.log.lock().unwrap().push(line);
+    }
+
+    fn take_log(&self) -> Vec<String> {
+        std::mem::take(&mut self.log.lock().unwrap())
+    }
+}
+
+impl Mounter for Fake {
+    type Mounted = String;
+
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn mount(&self, request: &MountRequest) -> Result<String, MountError> {
+        let mut disks: Vec<_> = request.lowers.iter().map(|d| d.id.to_string()).collect();
+        if let Some((disk, guard)) = &request.upper {
+            assert_eq!(&disk.path, guard.path());
+            assert!(!disk.read_only);
+            disks.insert(0, format!("[{}]", disk.id));
+        }
+        assert!(request.lowers.iter().all(|d| d.read_only));
+        self.note(format!("mount {}", disks.join("+")));
+        if self.slow.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if self.fail_mount.load(Ordering::Relaxed) {
+            return Err("no machine".into());
+        }
+        assert_eq!(
+            self.mounts.fetch_add(1, Ordering::SeqCst),
+            0,
+            "mounted twice at the same time"
+        );
+        Ok(format!("/{}", request.id))
+    }
+
+    fn unmount(&self, id: &LayerId, mounted: &String) -> Result<(), MountError> {
+        assert_eq!(*mounted, format!("/{id}"));
+        self.note(format!("unmount {id}"));
+        if self.slow.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.mounts.fetch_sub(1, Ordering::SeqCst);
+        if self.fail_unmount.load(Ordering::Relaxed) {
+            Err("stuck".into())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+fn driver() -> (Root, GraphDriver<Fake>) {
+    let root = root();
+    import(&root, "base", None, &tar(&[("f", b"1")]));
+    import(&root, "top", Some("base"), &tar(&[("g", b"2")]));
+    root.create(&id("empty"), Some(&id("top"))).unwrap();
+    root.create_read_write(&id("box"), Some(&id("empty")), &small_sandbox())
+        .unwrap();
+    let driver = GraphDriver::new(root.store.clone(), Fake::default());
+    (root, driver)
+}
+
+#[test]
+fn get_is_lazy_counted_and_mounts_once() {
+    let (_root, driver) = driver();
+    let one = driver.get(&id("box"), Some("label")).unwrap();
+    let two = driver.get(&id("box"), None).unwrap();
+    assert_eq!(driver.references(), [(id("box"), 2)]);
+    assert!(
+        driver.mounter().take_log().is_empty(),
+        "nothing is mounted before the first use"
+    );
+    assert_eq!(*two.mounted().unwrap(), "/box");
+    assert_eq!(*one.mounted().unwrap(), "/box");
+    assert_eq!(driver.mounter().take_log(), ["mount [box]+top+base"]);
+    driver.put(one).unwrap();
+    assert_eq!(driver.references(), [(id("box"), 1)]);
+    assert!(
+        driver.mounter().take_log().is_empty(),
+        "the other handle keeps it"
+    );
+    driver.put(two).unwrap();
+    assert_eq!(driver.mounter().take_log(), ["unmount box"]);
+    assert_eq!(driver.references(), []);
+    assert_eq!(kind(driver.get(&id("none"), None)), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_handle_that_was_never_used_unmounts_nothing() {
+    let (_root, driver) = driver();
+    let handle = driver.get(&id("top"), None).unwrap();
+    driver.put(handle).unwrap();
+    drop(driver.get(&id("top"), None).unwrap());
+    assert!(driver.mounter().take_log().is_empty());
+    assert_eq!(driver.references(), []);
+}
+
+#[test]
+fn references_keep_a_layer_and_dropping_the_last_one_releases_it() {
+    let (_root, driver) = driver();
+    let handle = driver.get(&id("box"), None).unwrap();
+    handle.mounted().unwrap();
+    assert_eq!(kind(driver.remove(&id("box"), false)), ErrorKind::InUse);
+    assert_eq!(
+        kind(driver.store().lock_sandbox(&id("box"))),
+        ErrorKind::InUse
+    );
+    drop(handle);
+    drop(driver.store().lock_sandbox(&id("box")).unwrap());
+    assert_eq!(driver.remove(&id("box"), true).unwrap(), Removed::Removed);
+}
+
+#[test]
+fn a_failed_mount_leaves_the_handle_usable() {
+    let (_root, driver) = driver();
+    driver.mounter().fail_mount.store(true, Ordering::Relaxed);
+    let handle = driver.get(&id("box"), None).unwrap();
+    let error = handle.mounted().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Mount);
+    assert_eq!(error.to_string(), "mounting box");
+    driver.mounter().fail_mount.store(false, Ordering::Relaxed);
+    assert_eq!(*handle.mounted().unwrap(), "/box");
+    driver.put(handle).unwrap();
+}
+
+#[test]
+fn a_failed_unmount_is_reported_and_releases_all_the_same() {
+    let (_root, driver) = driver();
+    driver.mounter().fail_unmount.store(true, Ordering::Relaxed);
+    let handle = driver.get(&id("box"), None).unwrap();
+    handle.mounted().unwrap();
+    assert_eq!(kind(driver.put(handle)), ErrorKind::Mount);
+    assert_eq!(driver.references(), []);
+    driver
+        .mounter()
+        .fail_unmount
+        .store(false, Ordering::Relaxed);
+    driver.remove(&id("box"), false).unwrap();
+}
+
+#[test]
+fn sixty_four_threads_get_use_and_put_one_sandbox() {
+    let (_root, driver) = driver();
+    driver.mounter().slow.store(true, Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        for n in 0..64 {
+            let driver = driver.clone();
+            scope.spawn(move || {
+                for round in 0..4 {
+                    let handle = driver.get(&id("box"), None).unwrap();
+                    if (n + round) % 3 != 0 {
+                        assert_eq!(*handle.mounted().unwrap(), "/box");
+                    }
+                    driver.put(handle).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(driver.references(), []);
+    assert_eq!(driver.mounter().mounts.load(Ordering::SeqCst), 0);
+    let log = driver.mounter().take_log();
+    let count = |what: &str| log.iter().filter(|l| l.starts_with(what)).count();
+    assert!(count("mount") >= 1 && count("mount") == count("unmount"));
+    driver.remove(&id("box"), false).unwrap();
+}
+
+#[test]
+fn status_and_cleanup_of_the_driver() {
+    let (_root, driver) = driver();
+    let handle = driver.get(&id("top"), None).unwrap();
+    let status = driver.status().unwrap();
+    assert_eq!(
+        (status.driver, status.mode, status.mounter),
+        ("lcow", "safe", "fake")
+    );
+    assert_eq!(status.references, [(id("top"), 1)]);
+    assert_eq!((status.store.layers, status.store.sandboxes), (2, 1));
+    let cleanup = driver.cleanup().unwrap();
+    assert!(cleanup.store.is_empty() && cleanup.reaped.is_empty() && cleanup.failed.is_none());
+    driver.put(handle).unwrap();
+}

@@ -1,0 +1,16 @@
+//! The store and the driver, by theme.
+
+mod apply;
+mod common;
+mod crash;
+mod diff;
+mod faults;
+mod handles;
+mod helper;
+mod ids;
+mod layers;
+mod options;
+mod original;
+mod processes;
+mod sandboxes;
+mod versions;

@@ -1,0 +1,219 @@
+//! Writable layers.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use lcow_driver::{DiskFormat, ErrorKind, Kind, SandboxOptions};
+
+use crate::common::{id, import, kind, root, small_sandbox, snapshot, tar};
+
+fn options(size: u64) -> SandboxOptions {
+    SandboxOptions {
+        size: Some(size),
+        ..SandboxOptions::default()
+    }
+}
+
+/// The file system of a sandbox, without the footer.
+fn raw(store: &crate::common::Root, name: &str, to: &Path) {
+    let disk = store.disk(&id(name)).unwrap().unwrap();
+    let from = fs::File::open(&disk.path).unwrap();
+    let copy = fs::File::create(to).unwrap();
+    std::io::copy(&mut std::io::Read::take(from, disk.bytes), &mut &copy).unwrap();
+}
+
+#[test]
+fn a_sandbox_of_any_size_is_blank_whole_and_sparse() {
+    let store = root();
+    import(&store, "base", None, &tar(&[("f", b"x")]));
+    for (name, size) in [
+        ("small", 16 << 20),
+        ("odd", (17 << 20) + 4096),
+        ("large", 1 << 40),
+    ] {
+        store
+            .create_read_write(&id(name), Some(&id("base")), &options(size))
+            .unwrap();
+        let m = store.metadata(&id(name)).unwrap();
+        assert_eq!(
+            (m.kind, m.format, m.disk_size),
+            (Kind::Sandbox, DiskFormat::Vhd, size)
+        );
+        assert_eq!((m.file_size, m.parents), (size + 512, vec![id("base")]));
+        let record = m.sandbox.unwrap();
+        assert_eq!((record.size, record.journal), (size, true));
+        let getter = store.diff_getter(&id(name)).unwrap();
+        assert!(
+            lcow_layer::tree::Tree::read_dir(
+                getter.tree(),
+                lcow_layer::tree::Tree::root(getter.tree())
+            )
+            .unwrap()
+            .is_empty()
+        );
+        if size < 1 << 30 {
+            let path = store.root().join("tmp").join(name);
+            raw(&store, name, &path);
+            lcow_testkit::e2fsck(&path);
+            fs::remove_file(path).unwrap();
+        }
+        assert!(
+            m.allocated < 200 << 20,
+            "{name} takes {} bytes",
+            m.allocated
+        );
+    }
+}
+
+#[test]
+fn the_default_size_is_the_stores() {
+    let store = root();
+    store
+        .create_read_write(&id("s"), None, &SandboxOptions::default())
+        .unwrap();
+    assert_eq!(store.metadata(&id("s")).unwrap().disk_size, 20 << 30);
+}
+
+#[test]
+fn clones_come_from_one_cached_blank_and_have_their_own_uuids() {
+    let store = root();
+    for name in ["a", "b"] {
+        store
+            .create_read_write(&id(name), None, &small_sandbox())
+            .unwrap();
+    }
+    let cached: Vec<_> = fs::read_dir(store.root().join("cache"))
+        .unwrap()
+        .flatten()
+        .collect();
+    assert_eq!(cached.len(), 1);
+    let uuid = |name: &str| store.metadata(&id(name)).unwrap().sandbox.unwrap().uuid;
+    assert_ne!(uuid("a"), uuid("b"));
+    for name in ["a", "b"] {
+        let fs = store.open_layer(&id(name)).unwrap().unwrap();
+        let hex: String = fs.info().uuid.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, uuid(name).replace('-', ""));
+    }
+    // Writing to one touches neither the other nor the blank.
+    let blank = fs::read(cached[0].path()).unwrap();
+    let file = fs::File::options()
+        .write(true)
+        .open(store.root().join("a/sandbox.vhd"))
+        .unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 4096], 8192).unwrap();
+    assert!(fs::read(cached[0].path()).unwrap() == blank);
+    let plain = SandboxOptions {
+        journal: false,
+        ..small_sandbox()
+    };
+    store.create_read_write(&id("c"), None, &plain).unwrap();
+    assert_eq!(fs::read_dir(store.root().join("cache")).unwrap().count(), 2);
+    assert!(
+        fs::metadata(store.root().join("c/sandbox.vhd"))
+            .unwrap()
+            .blocks()
+            * 512
+            < 4 << 20
+    );
+}
+
+#[test]
+fn a_blank_that_is_not_whole_is_made_anew() {
+    let store = root();
+    store
+        .create_read_write(&id("a"), None, &small_sandbox())
+        .unwrap();
+    let cached = fs::read_dir(store.root().join("cache"))
+        .unwrap()
+        .flatten()
+        .next()
+        .unwrap()
+        .path();
+    fs::File::options()
+        .write(true)
+        .open(&cached)
+        .unwrap()
+        .set_len(4096)
+        .unwrap();
+    store
+        .create_read_write(&id("b"), None, &small_sandbox())
+        .unwrap();
+    assert!(
+        store
+            .verify(&id("b"), &Default::default())
+            .unwrap()
+            .is_good()
+    );
+}
+
+#[test]
+fn failures_remove_the_layer() {
+    let store = root();
+    store.create(&id("there"), None).unwrap();
+    let before = snapshot(store.root());
+    for size in [
+        0,
+        4096,
+        (16 << 20) - 4096,
+        (16 << 20) + 1,
+        (16 << 40) + 4096,
+    ] {
+        let made = store.create_read_write(&id("s"), None, &options(size));
+        assert_eq!(kind(made), ErrorKind::Invalid, "{size}");
+    }
+    let vhdx = SandboxOptions {
+        format: Some(DiskFormat::Vhdx),
+        ..small_sandbox()
+    };
+    assert_eq!(
+        kind(store.create_read_write(&id("s"), None, &vhdx)),
+        ErrorKind::Unsupported
+    );
+    let no_parent = store.create_read_write(&id("s"), Some(&id("no")), &small_sandbox());
+    assert_eq!(kind(no_parent), ErrorKind::NotFound);
+    let there = store.create_read_write(&id("there"), None, &small_sandbox());
+    assert_eq!(kind(there), ErrorKind::AlreadyExists);
+    // A file where the cache should be: nothing is left then either.
+    assert_eq!(snapshot(store.root()), before);
+    fs::remove_dir(store.root().join("cache")).unwrap();
+    fs::write(store.root().join("cache"), "").unwrap();
+    assert_eq!(
+        kind(store.create_read_write(&id("s"), None, &small_sandbox())),
+        ErrorKind::Io
+    );
+    assert!(!store.exists(&id("s")).unwrap());
+    assert_eq!(
+        fs::read_dir(store.root().join("tmp")).unwrap().count(),
+        1,
+        "only .commit"
+    );
+}
+
+#[test]
+fn one_writer_and_no_reader_beside_it() {
+    let store = root();
+    store
+        .create_read_write(&id("s"), None, &small_sandbox())
+        .unwrap();
+    let guard = store.lock_sandbox(&id("s")).unwrap();
+    assert_eq!(guard.id(), &id("s"));
+    assert_eq!(kind(store.lock_sandbox(&id("s"))), ErrorKind::InUse);
+    assert_eq!(kind(store.diff_getter(&id("s"))), ErrorKind::InUse);
+    assert_eq!(
+        kind(store.commit(&id("s"), &id("new"), &Default::default())),
+        ErrorKind::InUse
+    );
+    assert_eq!(kind(store.remove(&id("s"))), ErrorKind::InUse);
+    drop(guard);
+    let readers = (
+        store.diff_getter(&id("s")).unwrap(),
+        store.diff_getter(&id("s")).unwrap(),
+    );
+    assert_eq!(kind(store.lock_sandbox(&id("s"))), ErrorKind::InUse);
+    drop(readers);
+    drop(store.lock_sandbox(&id("s")).unwrap());
+    store.create(&id("empty"), None).unwrap();
+    assert_eq!(kind(store.lock_sandbox(&id("empty"))), ErrorKind::Invalid);
+    store.remove(&id("s")).unwrap();
+}
