@@ -56,7 +56,9 @@ fn run(boot_ns: u64) -> Result<(), Box<dyn std::error::Error>> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let port = Port(AsyncFd::register(port)?);
+        // SAFETY: a `File` gives the same open descriptor as long as it lives, and nobody replaces the one inside.
+        #[allow(unsafe_code)]
+        let port = Port(unsafe { AsyncFd::register(port) }?);
         server::serve(os, port.compat()).await;
         Ok(())
     })

@@ -1,0 +1,111 @@
+//! Whether KVM works here: tried, not assumed, and remembered until the host boots again.
+//!
+//! ```text
+//!  auto ─► /dev/kvm can't be opened ─────────────────────────────► tcg
+//!       ─► verdict of this boot ──────────────► works: kvm, hangs: tcg
+//!       ─► none: start under kvm, wait PROBE ─► answered: "works" │ not: "hangs", kill, start under tcg
+//! ```
+
+use crate::vmm::Accelerator;
+use crate::{Accel, UvmError};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a first guest under KVM has to answer; a healthy one takes well under a second.
+pub const PROBE: Duration = Duration::from_secs(4);
+
+const DEVICE: &str = "/dev/kvm";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// What was found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// A guest under KVM answered.
+    Works,
+    /// It did not, within [`PROBE`].
+    Hangs,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    boot_id: String,
+    verdict: Verdict,
+}
+
+/// What to try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// This and nothing else.
+    Only(Accelerator),
+    /// KVM, for so long as a probe may take; else emulation.
+    Probe,
+}
+
+fn file(state_dir: &Path) -> PathBuf {
+    state_dir.join("kvm.json")
+}
+
+fn boot_id() -> Option<String> {
+    std::fs::read_to_string(BOOT_ID).ok().map(|id| id.trim().to_owned())
+}
+
+/// The verdict of this boot, if there is one; `lcow doctor` shows it.
+#[must_use]
+pub fn verdict(state_dir: &Path) -> Option<Verdict> {
+    let record: Record = serde_json::from_slice(&std::fs::read(file(state_dir)).ok()?).ok()?;
+    (Some(record.boot_id) == boot_id()).then_some(record.verdict)
+}
+
+/// Keeps a verdict. That it can't be kept only costs the next start a probe.
+pub(crate) fn remember(state_dir: &Path, verdict: Verdict) {
+    let write = || -> Option<()> {
+        let bytes = serde_json::to_vec(&Record { boot_id: boot_id()?, verdict }).ok()?;
+        let mut temporary = tempfile::NamedTempFile::new_in(state_dir).ok()?;
+        std::io::Write::write_all(&mut temporary, &bytes).ok()?;
+        temporary.persist(file(state_dir)).ok().map(drop)
+    };
+    if write().is_none() {
+        tracing::debug!("the KVM verdict could not be kept in {}", state_dir.display());
+    }
+}
+
+/// Whether this user may open the device at all.
+fn device_opens() -> std::io::Result<()> {
+    std::fs::File::options().read(true).write(true).open(DEVICE).map(drop)
+}
+
+pub(crate) fn plan(accel: Accel, state_dir: &Path) -> Result<Plan, UvmError> {
+    match accel {
+        Accel::Tcg => Ok(Plan::Only(Accelerator::Tcg)),
+        Accel::Kvm => {
+            device_opens().map_err(UvmError::io("open", DEVICE))?;
+            Ok(Plan::Only(Accelerator::Kvm))
+        }
+        Accel::Auto if device_opens().is_err() => Ok(Plan::Only(Accelerator::Tcg)),
+        Accel::Auto => Ok(match verdict(state_dir) {
+            Some(Verdict::Works) => Plan::Only(Accelerator::Kvm),
+            Some(Verdict::Hangs) => Plan::Only(Accelerator::Tcg),
+            None => Plan::Probe,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_holds_for_this_boot_only() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(verdict(dir.path()), None);
+        remember(dir.path(), Verdict::Hangs);
+        assert_eq!(verdict(dir.path()), Some(Verdict::Hangs));
+        let other = Record { boot_id: "another boot".into(), verdict: Verdict::Works };
+        std::fs::write(file(dir.path()), serde_json::to_vec(&other).unwrap()).unwrap();
+        assert_eq!(verdict(dir.path()), None);
+        std::fs::write(file(dir.path()), b"{").unwrap();
+        assert_eq!(verdict(dir.path()), None);
+    }
+}
