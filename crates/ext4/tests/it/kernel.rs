@@ -5,11 +5,12 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 
-use lcow_ext4::writer::{Content, Metadata};
+use lcow_blockio::FileDisk;
+use lcow_ext4::writer::{Content, Metadata, Writer, WriterOptions};
 use lcow_ext4::{Device, Timestamp};
 use lcow_testkit::{LoopMount, is_root, skip};
 
-use crate::support::{ROOT, dir, file, image, meta, noise};
+use crate::support::{IDENTITY, Image, ROOT, dir, file, image, meta, noise};
 
 #[test]
 fn every_type_and_field() {
@@ -130,9 +131,12 @@ fn times_before_1970_and_after_2038() {
         0x2_8000_0000,
         0x3_7fff_ffff,
     ];
-    let (image, _) = image(|w| {
+    let fill = |w: &mut Writer<FileDisk>, times: &[i64]| {
         for secs in times {
-            let time = Timestamp { secs, nanos: 7 };
+            let time = Timestamp {
+                secs: *secs,
+                nanos: 7,
+            };
             let metadata = Metadata {
                 mtime: time,
                 ctime: time,
@@ -146,7 +150,15 @@ fn times_before_1970_and_after_2038() {
             )
             .unwrap();
         }
-    });
+    };
+    // e2fsck takes times from 2310 to 2378 for earlier ones that old kernels wrote wrongly, and says so: these go without it.
+    let beyond_e2fsck = 0x2_8000_0000..0x3_0000_0000;
+    let checked = times.into_iter().filter(|t| !beyond_e2fsck.contains(t));
+    image(|w| fill(w, &checked.collect::<Vec<_>>()));
+    let image = Image::new();
+    let mut w = Writer::new(image.disk(), &WriterOptions::default()).unwrap();
+    fill(&mut w, &times);
+    w.finish(&IDENTITY).unwrap();
     let mount = LoopMount::new(image.path(), "ro");
     for secs in times {
         let m = fs::metadata(mount.path().join(secs.to_string())).unwrap();

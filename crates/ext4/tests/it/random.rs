@@ -1,4 +1,5 @@
 //! Random sequences of calls, checked by e2fsck and against a plain model read through another ext4 reader.
+//! That reader knows no `ea_inode`, so attributes stay small enough for a block here.
 
 use std::collections::BTreeMap;
 
@@ -70,7 +71,7 @@ fn call() -> impl Strategy<Value = Call> {
         2 => (place(), 1usize..4096).prop_map(|((parent, name), len)| Call::Symlink { parent, name, len }),
         2 => (place(), 0usize..1000).prop_map(|((parent, name), target)| Call::Link { parent, name, target }),
         3 => (0usize..1000).prop_map(|entry| Call::Unlink { entry }),
-        2 => (0usize..1000, prop::collection::vec(0usize..6000, 0..5))
+        2 => (0usize..1000, prop::collection::vec(0usize..950, 0..5))
             .prop_map(|(target, sizes)| Call::Xattrs { target, sizes }),
         1 => (0usize..1000, 1u16..400, 1usize..200)
             .prop_map(|(parent, count, len)| Call::Many { parent, count, len }),
@@ -160,7 +161,13 @@ fn run(calls: &[Call]) {
             Call::Symlink { parent, name, len } => {
                 let parent = model.directory(*parent);
                 let name = format!("s{name}").into_bytes();
-                let target = vec![b'a' + u8::try_from(number % 26).unwrap(); *len];
+                // ext4-view takes no component longer than 255 bytes, not even in a target.
+                let mut target = vec![b'a' + u8::try_from(number % 26).unwrap(); *len];
+                target
+                    .iter_mut()
+                    .skip(100)
+                    .step_by(100)
+                    .for_each(|b| *b = b'/');
                 if let Ok(inode) = w.create(parent, &name, Content::Symlink(&target), &meta(0o777))
                 {
                     model.entries.insert((parent.0, name), inode.0);
@@ -257,7 +264,7 @@ fn check(image: &Image, model: &Model) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_sequence_of_calls_gives_what_it_says(calls in prop::collection::vec(call(), 0..120)) {

@@ -23,7 +23,11 @@ pub(crate) struct Image {
 
 impl Image {
     pub(crate) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::within(&std::env::temp_dir())
+    }
+
+    pub(crate) fn within(dir: &Path) -> Self {
+        let dir = tempfile::tempdir_in(dir).unwrap();
         let path = dir.path().join("disk");
         Self { _dir: dir, path }
     }

@@ -197,6 +197,9 @@ fn files_with_the_same_attributes_share_blocks() {
         for i in 0..3000 {
             file(w, ROOT, &format!("f{i}"), b"");
         }
+        for i in 0..1500 {
+            w.unlink(ROOT, format!("f{i}").as_bytes()).unwrap();
+        }
     });
     // 1,024 inodes share a block.
     assert!(shared.blocks - without.blocks <= 3);
