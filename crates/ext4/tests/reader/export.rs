@@ -10,6 +10,16 @@ use lcow_ext4::FileType;
 use lcow_ext4::reader::{Filesystem, ReadError};
 use sha2::{Digest, Sha256};
 
+/// A place for images that come and go: in memory where there is one, since mounts sync a lot.
+pub(crate) fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() {
+        tempfile::tempdir_in(memory).unwrap()
+    } else {
+        tempfile::tempdir().unwrap()
+    }
+}
+
 /// One file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Entry {

@@ -10,7 +10,7 @@ use lcow_ext4::reader::Filesystem;
 use lcow_testkit::{LoopMount, is_root, run, skip};
 use rustix::fs::{FallocateFlags, FileType, Mode, Timespec, Timestamps, XattrFlags};
 
-use crate::export::{differences, kernel_tree, read_all};
+use crate::export::{differences, kernel_tree, read_all, scratch};
 
 /// A filesystem that mke2fs can make and every kernel mounts.
 struct Form {
@@ -310,7 +310,7 @@ fn what_the_kernel_wrote_reads_as_the_kernel_reads_it() {
     if !is_root() {
         skip!("not root: can't mount");
     }
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let mut wrong = Vec::new();
     for form in FORMS {
         let image = make(dir.path(), form);
@@ -326,7 +326,7 @@ fn what_the_kernel_wrote_reads_as_the_kernel_reads_it() {
 /// Forms that not every kernel mounts (blocks larger than a page, quotas, case folding): mke2fs itself puts the files in.
 #[test]
 fn what_mke2fs_wrote_reads_as_what_went_in() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let source = dir.path().join("source");
     std::fs::create_dir_all(source.join("sub")).unwrap();
     let noise: Vec<u8> = (0..900_000_u32)
@@ -346,7 +346,7 @@ fn what_mke2fs_wrote_reads_as_what_went_in() {
     for options in [
         "-t ext2 -b 8192",
         "-t ext4 -b 8192",
-        "-t ext4 -b 16384 -O ^extent",
+        "-t ext4 -b 16384 -O ^extent,^64bit",
         "-t ext4 -b 32768",
         "-t ext3 -b 65536",
         "-t ext4 -b 65536",
