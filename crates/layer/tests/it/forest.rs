@@ -11,22 +11,22 @@ use lcow_layer::tree::{Subtree, Tree};
 use lcow_layer::union::Union;
 use proptest::prelude::*;
 
-pub type Disk = Box<dyn ReadAt>;
-pub type Fs = Filesystem<Disk>;
-pub type Path = Vec<u8>;
+pub(crate) type Disk = Box<dyn ReadAt>;
+pub(crate) type Fs = Filesystem<Disk>;
+pub(crate) type Path = Vec<u8>;
 
 /// A file of a layer, as a test wants it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct File {
-    pub kind: Kind,
-    pub mode: u16,
-    pub owner: u32,
-    pub mtime: Timestamp,
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+pub(crate) struct File {
+    pub(crate) kind: Kind,
+    pub(crate) mode: u16,
+    pub(crate) owner: u32,
+    pub(crate) mtime: Timestamp,
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Regular(Vec<u8>),
     Directory,
     Symlink(Vec<u8>),
@@ -36,11 +36,11 @@ pub enum Kind {
     Link(Path),
 }
 
-pub const OPAQUE: &[u8] = b"trusted.overlay.opaque";
-pub const XWHITEOUT: &[u8] = b"trusted.overlay.whiteout";
+pub(crate) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+pub(crate) const XWHITEOUT: &[u8] = b"trusted.overlay.whiteout";
 
 impl File {
-    pub fn new(kind: Kind) -> Self {
+    pub(crate) fn new(kind: Kind) -> Self {
         Self {
             kind,
             mode: 0o644,
@@ -50,22 +50,22 @@ impl File {
         }
     }
 
-    pub fn regular(content: &[u8]) -> Self {
+    pub(crate) fn regular(content: &[u8]) -> Self {
         Self::new(Kind::Regular(content.to_vec()))
     }
 
-    pub fn directory() -> Self {
+    pub(crate) fn directory() -> Self {
         Self {
             mode: 0o755,
             ..Self::new(Kind::Directory)
         }
     }
 
-    pub fn whiteout() -> Self {
+    pub(crate) fn whiteout() -> Self {
         Self::new(Kind::Device(Device::default()))
     }
 
-    pub fn with(mut self, name: &[u8], value: &[u8]) -> Self {
+    pub(crate) fn with(mut self, name: &[u8], value: &[u8]) -> Self {
         self.xattrs.push((name.to_vec(), value.to_vec()));
         self.xattrs.sort();
         self
@@ -88,21 +88,21 @@ impl File {
 
 /// A layer: each path with its file, parents before children.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Layer(pub BTreeMap<Path, File>);
+pub(crate) struct Layer(pub(crate) BTreeMap<Path, File>);
 
-pub fn parent(path: &[u8]) -> &[u8] {
+pub(crate) fn parent(path: &[u8]) -> &[u8] {
     path.iter()
         .rposition(|&b| b == b'/')
         .map_or(&[], |slash| &path[..slash])
 }
 
-pub fn name(path: &[u8]) -> &[u8] {
+pub(crate) fn name(path: &[u8]) -> &[u8] {
     path.rsplit(|&b| b == b'/').next().unwrap_or(path)
 }
 
 impl Layer {
     /// Adds a file if its path is free, making its parents. Says whether it did.
-    pub fn add(&mut self, path: &[u8], file: File) -> bool {
+    pub(crate) fn add(&mut self, path: &[u8], file: File) -> bool {
         if path.is_empty() || self.0.contains_key(path) {
             return false;
         }
@@ -140,7 +140,11 @@ impl Layer {
     }
 
     /// Writes the layer below `root` of a filesystem.
-    pub fn write<D: lcow_blockio::WriteAt>(&self, writer: &mut Writer<D>, root: InodeNumber) {
+    pub(crate) fn write<D: lcow_blockio::WriteAt>(
+        &self,
+        writer: &mut Writer<D>,
+        root: InodeNumber,
+    ) {
         let mut made: HashMap<&[u8], InodeNumber> = HashMap::from([(&b""[..], root)]);
         let (links, files): (Vec<_>, Vec<_>) = self
             .0
@@ -190,17 +194,17 @@ impl Layer {
         }
     }
 
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         image(std::slice::from_ref(self), false)
     }
 
-    pub fn open(&self) -> Arc<Fs> {
+    pub(crate) fn open(&self) -> Arc<Fs> {
         open(self.bytes())
     }
 }
 
 /// A disk image of layers: one layer at its root, or several in `0`, `1`, ….
-pub fn image(layers: &[Layer], in_directories: bool) -> Vec<u8> {
+pub(crate) fn image(layers: &[Layer], in_directories: bool) -> Vec<u8> {
     let disk = MemDisk::new();
     let mut writer = Writer::new(&disk, &WriterOptions::default()).unwrap();
     let metadata = Metadata {
@@ -232,36 +236,36 @@ pub fn image(layers: &[Layer], in_directories: bool) -> Vec<u8> {
     disk.into_bytes()
 }
 
-pub fn open(bytes: Vec<u8>) -> Arc<Fs> {
+pub(crate) fn open(bytes: Vec<u8>) -> Arc<Fs> {
     Arc::new(Filesystem::open(Box::new(MemDisk::from(bytes)) as Disk).unwrap())
 }
 
-pub fn whole(fs: &Arc<Fs>) -> Subtree<Disk> {
+pub(crate) fn whole(fs: &Arc<Fs>) -> Subtree<Disk> {
     Subtree::open(Arc::clone(fs), b"").unwrap()
 }
 
-pub fn union(layers: &[Layer]) -> Union<Disk> {
+pub(crate) fn union(layers: &[Layer]) -> Union<Disk> {
     Union::new(layers.iter().map(|layer| whole(&layer.open())).collect()).unwrap()
 }
 
 /// Everything about a file that two trees are compared by. Of directories the size is left out.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Record {
-    pub mode: u32,
-    pub uid: u32,
-    pub gid: u32,
-    pub mtime: (i64, u32),
-    pub device: (u32, u32),
-    pub content: Vec<u8>,
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+pub(crate) struct Record {
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: (i64, u32),
+    pub(crate) device: (u32, u32),
+    pub(crate) content: Vec<u8>,
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// The first name of the same file.
-    pub first_name: Path,
+    pub(crate) first_name: Path,
 }
 
-pub type Dump = BTreeMap<Path, Record>;
+pub(crate) type Dump = BTreeMap<Path, Record>;
 
 /// A tree, through its public face; without the root.
-pub fn dump<T: Tree>(tree: &T) -> Dump {
+pub(crate) fn dump<T: Tree>(tree: &T) -> Dump {
     let mut dump = Dump::new();
     let mut todo = vec![(Path::new(), tree.root().clone())];
     while let Some((dir, node)) = todo.pop() {
@@ -322,7 +326,7 @@ fn record<T: Tree>(tree: &T, node: &lcow_layer::tree::Node) -> Record {
 }
 
 /// What overlayfs shows of layers, nearest first, by the letter of its documentation: the whole tree at once, unlike the union.
-pub fn expected(layers: &[Layer]) -> Dump {
+pub(crate) fn expected(layers: &[Layer]) -> Dump {
     let mut dump = Dump::new();
     let all: Vec<usize> = (0..layers.len()).collect();
     expect_below(layers, &all, b"", &mut dump);
@@ -458,7 +462,7 @@ fn any_file(nested: bool) -> impl Strategy<Value = File> {
 
 /// A layer of up to 12 files among few paths, so that layers get in each other's way. `nested` also gives attributes of a nested
 /// overlay, and whiteouts in attribute form.
-pub fn any_layer(nested: bool) -> impl Strategy<Value = Layer> {
+pub(crate) fn any_layer(nested: bool) -> impl Strategy<Value = Layer> {
     prop::collection::vec((any_path(), any_file(nested)), 0..12).prop_map(move |files| {
         let mut layer = Layer::default();
         for (path, file) in files {
