@@ -111,8 +111,8 @@ mod tests {
             let to = tempfile::tempfile().unwrap();
             copy(&from, &to).unwrap();
             let (mut a, mut b) = (Vec::new(), Vec::new());
-            rustix::fs::seek(&from, SeekFrom::Start(0)).unwrap();
-            rustix::fs::seek(&to, SeekFrom::Start(0)).unwrap();
+            seek(&from, SeekFrom::Start(0)).unwrap();
+            seek(&to, SeekFrom::Start(0)).unwrap();
             (&from).read_to_end(&mut a).unwrap();
             (&to).read_to_end(&mut b).unwrap();
             assert!(a == b);

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::mounter::{MountError, MountRequest, Mounter};
 use crate::record::Kind;
-use crate::store::{Recovery, Reference, Removed, Store, StoreStatus};
+use crate::store::{Recovery, Reference, Removed, SandboxGuard, Store, StoreStatus};
 use crate::{DriverError, LayerId};
 
 /// The driver's name, as it is reported and registered.
@@ -58,6 +58,8 @@ struct State<M: Mounter> {
     handles: usize,
     reference: Option<Reference>,
     mounted: Option<Arc<M::Mounted>>,
+    /// Keeps everybody else from the mounted sandbox, whatever the mounter does with its own share of it.
+    sandbox: Option<Arc<SandboxGuard>>,
     /// The last handle was put: whoever waited for the lock looks for a new entry.
     gone: bool,
 }
@@ -130,6 +132,7 @@ impl<M: Mounter> GraphDriver<M> {
                         handles: 0,
                         reference: None,
                         mounted: None,
+                        sandbox: None,
                         gone: false,
                     }),
                 })
@@ -246,7 +249,7 @@ impl<M: Mounter> Shared<M> {
         }
     }
 
-    fn mount(&self, id: &LayerId, label: Option<&str>) -> Result<M::Mounted, DriverError> {
+    fn mount(&self, id: &LayerId, label: Option<&str>) -> Result<MountedSandbox<M>, DriverError> {
         let mut lowers = Vec::new();
         let mut upper = None;
         if self.store.metadata(id)?.kind == Kind::Sandbox {
@@ -268,15 +271,18 @@ impl<M: Mounter> Shared<M> {
             lowers,
             upper,
         };
-        self.mounter
-            .mount(&request)
-            .map_err(|source| DriverError::Mount {
-                operation: "mounting",
-                id: id.clone(),
-                source,
-            })
+        let mounted = self.mounter.mount(&request);
+        let mounted = mounted.map_err(|source| DriverError::Mount {
+            operation: "mounting",
+            id: id.clone(),
+            source,
+        })?;
+        Ok((mounted, request.upper.map(|(_, guard)| guard)))
     }
 }
+
+/// What was mounted, and the lock on the sandbox in it.
+type MountedSandbox<M> = (<M as Mounter>::Mounted, Option<Arc<SandboxGuard>>);
 
 /// One counted use of a layer. Give it back with [`GraphDriver::put`], which tells about failures; dropping it does the same
 /// and logs them.
@@ -311,7 +317,9 @@ impl<M: Mounter> Handle<M> {
         if let Some(mounted) = &state.mounted {
             return Ok(Arc::clone(mounted));
         }
-        let mounted = Arc::new(self.shared.mount(&entry.id, self.label.as_deref())?);
+        let (mounted, sandbox) = self.shared.mount(&entry.id, self.label.as_deref())?;
+        let mounted = Arc::new(mounted);
+        state.sandbox = sandbox;
         state.mounted = Some(Arc::clone(&mounted));
         Ok(mounted)
     }
@@ -331,6 +339,7 @@ impl<M: Mounter> Handle<M> {
             Some(mounted) => self.shared.mounter.unmount(&entry.id, &mounted),
             None => Ok(()),
         };
+        state.sandbox = None;
         state.reference = None;
         self.shared.forget(&entry);
         result.map_err(|source| DriverError::Mount {

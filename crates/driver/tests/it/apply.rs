@@ -10,7 +10,7 @@ use lcow_driver::{
 };
 use lcow_layer::digest::Digest;
 
-use crate::common::{id, import, isolated, kind, noise, root, snapshot, tar};
+use crate::common::{id, import, isolated, kind, noise, snapshot, tar};
 
 /// A store for each place that tars are converted in.
 fn each_isolation(test: impl Fn(&Store)) {
@@ -432,12 +432,18 @@ fn wait_for_child() -> (String, Vec<String>) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while Instant::now() < deadline {
         for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let Ok(status) = fs::read_to_string(entry.path().join("status")) else {
+            // The harness runs the hook in a thread; in a program it is the main one.
+            let tasks = fs::read_dir(entry.path().join("task"))
+                .into_iter()
+                .flatten()
+                .flatten();
+            let statuses = tasks.filter_map(|t| fs::read_to_string(t.path().join("status")).ok());
+            let Some(status) = statuses.into_iter().find(|s| s.contains("NoNewPrivs:\t1")) else {
                 continue;
             };
             let own = status.contains(&format!("PPid:\t{}\n", std::process::id()));
             let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            if own && status.contains("NoNewPrivs:\t1") && command.starts_with(b"lcow-convert") {
+            if own && command.starts_with(b"lcow-convert") {
                 let links = fs::read_dir(entry.path().join("fd")).unwrap().flatten();
                 let targets = links
                     .filter_map(|l| fs::read_link(l.path()).ok())
