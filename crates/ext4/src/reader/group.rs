@@ -230,12 +230,6 @@ impl SystemZone {
         let after = self.0.partition_point(|range| range.1 <= start);
         self.0.get(after).is_some_and(|range| range.0 < end)
     }
-
-    /// How many ranges it took: a measure of its memory.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
 }
 
 /// The byte offset of a descriptor, for messages about it.

@@ -46,7 +46,7 @@ const FORMS: &[(&str, &[&str], &str)] = &[
 fn stir(root: &Path, round: u32) {
     let dir = root.join("stir");
     std::fs::create_dir_all(&dir).unwrap();
-    for n in 0..120_u32 {
+    for n in 0..60_u32 {
         let path = dir.join(format!("file-{n}"));
         match (n + round) % 4 {
             0 => drop(std::fs::remove_file(&path)),
@@ -92,10 +92,10 @@ fn an_unclean_journal_reads_as_the_kernel_replays_it() {
         args.extend([image.to_str().unwrap(), "32M"]);
         run("mke2fs", args);
         let mounted = LoopMount::new(&image, options);
-        populate(&mounted.path(), 300);
+        populate(&mounted.path(), 120);
         commit(&mounted.path());
         let mut replays = 0;
-        for round in 0..3 {
+        for round in 0..2 {
             stir(&mounted.path(), round);
             commit(&mounted.path());
             // Some more that is not committed, and must not show half done.
