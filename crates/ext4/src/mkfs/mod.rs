@@ -410,7 +410,7 @@ fn make_journal<D: WriteAt>(
         h_blocktype: BLOCK_SUPERBLOCK_V2.into(),
         h_sequence: 0.into(),
     };
-    sb.s_blocksize = (BLOCK_SIZE as u32).into();
+    sb.s_blocksize = 4096.into();
     sb.s_maxlen = len.into();
     sb.s_first = 1.into();
     sb.s_sequence = 1.into();

@@ -16,9 +16,14 @@ use crate::format::{BLOCK_SIZE, Checksum};
 /// Size of a group descriptor.
 pub(crate) const DESCRIPTOR_SIZE: usize = 64;
 /// Blocks of a group at most: what a bitmap of one block holds. Also its inodes at most.
-pub(crate) const GROUP_MAX: u32 = 8 * BLOCK_SIZE as u32;
+pub(crate) const GROUP_MAX: u32 = 32_768;
 /// Inodes in a block of an inode table.
-pub(crate) const INODES_PER_BLOCK: u32 = (BLOCK_SIZE / INODE_SIZE) as u32;
+pub(crate) const INODES_PER_BLOCK: u32 = 16;
+/// Group descriptors in a block.
+const DESCRIPTORS_PER_BLOCK: u32 = 64;
+const _: () = assert!(GROUP_MAX as usize == 8 * BLOCK_SIZE);
+const _: () = assert!(INODES_PER_BLOCK as usize * INODE_SIZE == BLOCK_SIZE);
+const _: () = assert!(DESCRIPTORS_PER_BLOCK as usize * DESCRIPTOR_SIZE == BLOCK_SIZE);
 /// Groups of a flexible group = 1 << this, as `mke2fs` has it.
 pub(crate) const LOG_GROUPS_PER_FLEX: u8 = 4;
 
@@ -54,7 +59,7 @@ pub(crate) struct Geometry {
 impl Geometry {
     /// Blocks of the descriptors.
     pub(crate) fn descriptor_blocks(&self) -> u32 {
-        self.groups.div_ceil((BLOCK_SIZE / DESCRIPTOR_SIZE) as u32)
+        self.groups.div_ceil(DESCRIPTORS_PER_BLOCK)
     }
 
     /// Blocks of a group's inode table.
@@ -97,7 +102,7 @@ pub(crate) fn superblock(
     sb.s_errors = ERRORS_CONTINUE.into();
     sb.s_rev_level = REV_DYNAMIC.into();
     sb.s_first_ino = FIRST_INODE.into();
-    sb.s_inode_size = (INODE_SIZE as u16).into();
+    sb.s_inode_size = 256.into();
     sb.s_feature_compat = (compat::EXT_ATTR | compat::DIR_INDEX).into();
     sb.s_feature_incompat = (incompat::FILETYPE
         | incompat::EXTENTS
@@ -114,7 +119,7 @@ pub(crate) fn superblock(
     sb.s_uuid = uuid;
     sb.s_hash_seed = hash_seed;
     sb.s_def_hash_version = HASH_HALF_MD4;
-    sb.s_desc_size = (DESCRIPTOR_SIZE as u16).into();
+    sb.s_desc_size = 64.into();
     sb.s_min_extra_isize = EXTRA_ISIZE.into();
     sb.s_want_extra_isize = EXTRA_ISIZE.into();
     sb.s_flags = FLAG_SIGNED_HASH.into();

@@ -177,7 +177,9 @@ fn resize2fs_makes_it_larger_and_smaller() {
     let image = Image::new();
     format(&image.disk(), &options(1 << 30)).unwrap();
     for size in [3 << 30, 40 << 30, 2 << 30] {
-        image.disk().set_len(size.max(1 << 30)).unwrap();
+        if size > image.disk().size().unwrap() {
+            image.disk().set_len(size).unwrap();
+        }
         let blocks = (size / 4096).to_string();
         run(
             "resize2fs",
