@@ -17,7 +17,8 @@
 //! # Cost
 //! What the two unions share is not read: where both have the same directories of the same opened filesystems merged below, only the names
 //! that the other layers have there are looked at. Of two files that are not the same, content is read only when all metadata,
-//! size and modification time among it, are equal. Memory is about 60 bytes and the name for each change.
+//! size and modification time among it, are equal. Memory is about 60 bytes and the name for each change; telling them in order takes
+//! their paths for a while.
 
 mod compare;
 mod links;
@@ -49,31 +50,37 @@ pub enum ChangeKind {
     Deleted,
 }
 
-/// All changes of a comparison, sorted by path. Paths are made only as they are asked for.
+/// All changes of a comparison, sorted by path.
 #[derive(Debug)]
 pub struct Changes {
     items: Items,
+    /// What of them is told, by path.
+    told: Vec<usize>,
 }
 
 impl Changes {
     /// The changes, in the order of their paths.
-    pub fn iter(&self) -> impl Iterator<Item = Change> + '_ {
-        self.items.used().filter_map(|(index, item)| {
-            let kind = match item.state {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Change> + '_ {
+        self.told.iter().map(|&index| Change {
+            path: self.items.path(index),
+            kind: match self.items.state(index) {
                 State::Added => ChangeKind::Added,
-                State::Modified => ChangeKind::Modified,
                 State::Deleted => ChangeKind::Deleted,
-                State::Same => return None,
-            };
-            let path = self.items.path(index);
-            (!path.is_empty()).then_some(Change { path, kind })
+                State::Modified | State::Same => ChangeKind::Modified,
+            },
         })
     }
 
     /// Whether nothing differs.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.iter().next().is_none()
+        self.told.is_empty()
+    }
+
+    /// How many changes there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.told.len()
     }
 }
 
@@ -86,7 +93,12 @@ pub fn changes<R: ReadAt>(
     before: Option<&Union<R>>,
 ) -> Result<Changes, ExportError> {
     let items = compare(after, before)?;
-    Ok(Changes { items })
+    let used = items
+        .used()
+        .filter(|(index, item)| *index != 0 && item.state != State::Same);
+    let mut told: Vec<usize> = used.map(|(index, _)| index).collect();
+    told.sort_by_cached_key(|&index| items.path(index));
+    Ok(Changes { items, told })
 }
 
 /// The bytes of content that a diff carries: the lengths of all regular files added or modified, of several names of one

@@ -40,7 +40,7 @@ pub(crate) struct Item {
     pub(crate) covered: bool,
 }
 
-/// The paths that matter, in the order of their bytes. The first is the root.
+/// The paths that matter, in the order of a tar's names. The first is the root.
 #[derive(Debug, Default)]
 pub(crate) struct Items {
     items: Vec<Item>,
@@ -74,7 +74,7 @@ impl Items {
         }
     }
 
-    pub(super) fn state(&self, index: usize) -> State {
+    pub(crate) fn state(&self, index: usize) -> State {
         self.items[index].state
     }
 
@@ -144,7 +144,7 @@ struct Frame {
     path: Vec<u8>,
     rows: Vec<Row>,
     steps: std::vec::IntoIter<Step>,
-    /// What the last steps found: for each row still to be descended, what it needs.
+    /// What a directory that was visited needs to be descended into, by row.
     pending: HashMap<usize, Below>,
     /// Both have this directory, but `after`'s is cut off from all that `before` has there by an opaque mark of its own.
     cut: bool,
@@ -171,6 +171,10 @@ struct Comparison<'u, R> {
     names: Names,
     seen: (SeenDirectories, SeenDirectories),
     buffers: (Vec<u8>, Vec<u8>),
+    /// Look at everything, also at what both unions share.
+    thorough: bool,
+    /// Something that both share was not looked at.
+    partial: bool,
 }
 
 /// How much content is compared at once, in bytes.
@@ -182,20 +186,19 @@ pub(crate) fn compare<R: ReadAt>(
     after: &Union<R>,
     before: Option<&Union<R>>,
 ) -> Result<Items, ExportError> {
-    let mut comparison = Comparison {
-        filesystems: number_filesystems(after, before),
-        after,
-        before,
-        items: Items::default(),
-        names: Names::default(),
-        seen: Default::default(),
-        buffers: (vec![0; BUFFER], vec![0; BUFFER]),
-    };
+    let mut comparison = Comparison::new(after, before, false);
     comparison.run()?;
+    if comparison.partial && comparison.names.are_incomplete() {
+        comparison = Comparison::new(after, before, true);
+        comparison.run()?;
+    }
     let Comparison {
-        mut items, names, ..
+        mut items,
+        names,
+        partial,
+        ..
     } = comparison;
-    names.resolve(&mut items);
+    names.resolve(&mut items, partial);
     cover(&mut items);
     Ok(items)
 }
@@ -230,7 +233,21 @@ fn number_filesystems<R: ReadAt>(
     (numbers, of_before)
 }
 
-impl<R: ReadAt> Comparison<'_, R> {
+impl<'u, R: ReadAt> Comparison<'u, R> {
+    fn new(after: &'u Union<R>, before: Option<&'u Union<R>>, thorough: bool) -> Self {
+        Self {
+            filesystems: number_filesystems(after, before),
+            after,
+            before,
+            items: Items::default(),
+            names: Names::default(),
+            seen: Default::default(),
+            buffers: (vec![0; BUFFER], vec![0; BUFFER]),
+            thorough,
+            partial: false,
+        }
+    }
+
     fn run(&mut self) -> Result<(), ExportError> {
         let after = self.after.root().clone();
         let before = self.before.map(|before| before.root().clone());
@@ -309,7 +326,8 @@ impl<R: ReadAt> Comparison<'_, R> {
             .flat_map(Node::spots)
             .map(|s| self.key_before(s.identity()))
             .collect();
-        if after_keys == before_keys {
+        if after_keys == before_keys && !self.thorough {
+            self.partial = true;
             return Ok(None);
         }
         self.seen.0.enter(&after, &path)?;
@@ -325,14 +343,17 @@ impl<R: ReadAt> Comparison<'_, R> {
             .count();
         let mut rows = match (&before, self.before) {
             (Some(before_dir), Some(before_union)) => {
-                let few = if shared > 0 {
+                let few = if shared > 0 && !self.thorough {
                     self.few_rows(&after, before_dir, before_union, shared)
                         .map_err(read)?
                 } else {
                     None
                 };
                 match few {
-                    Some(rows) => rows,
+                    Some(rows) => {
+                        self.partial = true;
+                        rows
+                    }
                     None => {
                         let listed = self.after.read_dir(&after).map_err(read)?;
                         let others = before_union.read_dir(before_dir).map_err(read)?;
@@ -456,8 +477,10 @@ impl<R: ReadAt> Comparison<'_, R> {
         let after = self.after.open_place(after_place).map_err(read)?;
         let before = match (&row.before, self.before) {
             (Some(place), Some(union)) => {
-                if self.is_same_place(after_place, place) {
+                let is_directory = after.file_type() == FileType::Directory;
+                if self.is_same_place(after_place, place) && !(is_directory && self.thorough) {
                     frame.whole = false;
+                    self.partial |= is_directory;
                     if after.file_type() != FileType::Directory && after.inode().links > 1 {
                         let item = self.add(frame.item, &row.name, State::Same, &after);
                         self.add_name(item, &after, Some(&after), true);
@@ -534,15 +557,20 @@ impl<R: ReadAt> Comparison<'_, R> {
         {
             return;
         }
-        let after = self.key_after(after.identity());
+        let key = self.key_after(after.identity());
         self.names.add(Name {
             item,
-            after,
+            after: key,
             before: match before {
-                Some(_) if identical => Some(after),
+                Some(_) if identical => Some(key),
                 Some(before) => Some(self.key_before(before.identity())),
                 None => None,
             },
+            links: (
+                after.inode().links,
+                before.map_or(0, |before| before.inode().links),
+            ),
+            shared: self.filesystems.1.contains(&key.0),
         });
     }
 

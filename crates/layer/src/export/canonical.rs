@@ -1,7 +1,7 @@
 //! Any tree as a tar in one fixed form.
 //!
 //! # The form
-//! Entries are sorted by the bytes of their paths, the root first as `./`; each is written as [`crate::tar`]'s writer says. Further:
+//! The root comes first, as `./`; all else is sorted by the bytes of the names in the tar, directories with a slash at the end; each is written as [`crate::tar`]'s writer says. Further:
 //!
 //! * Of a file's names the first is the file, the others are hard links to it.
 //! * A file is sparse if it has a run of at least 64 KiB of zeros, in whole 4 KiB blocks of the file, whether the disk has a hole there or
@@ -296,7 +296,8 @@ impl<'t, T: Tree + ?Sized, W: Write> Emitter<'t, T, W> {
             look_through(&file, &mut self.buffer, &mut pieces).map_err(disk)?;
         }
         let data = pieces.finish();
-        let kind = if data == [0..size] || size == 0 {
+        let is_whole = data.first() == Some(&(0..size));
+        let kind = if size == 0 || is_whole {
             EntryKind::File { size }
         } else {
             EntryKind::Sparse { size, data: &data }
@@ -503,6 +504,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
 

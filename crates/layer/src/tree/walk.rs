@@ -1,9 +1,7 @@
-//! Walking a tree in the order of its paths' bytes.
+//! Walking a tree in the order of a tar's names.
 //!
-//! "Sorted" means one thing everywhere in this crate: by the bytes of the whole path, directories without a trailing slash,
-//! as `sort` does in the C locale. It is not the order of a depth-first walk with sorted names: `a-b` lies between `a` and
-//! `a/b`, since `-` sorts before `/`. Yet all that is below `a` is one run of it, so a walk can give it directory by
-//! directory: each directory is a step at its name, and what is below it a second step at its name and a slash.
+//! Sorted by the bytes of the whole names, directories with a slash at their end, as a tar has them: `a-b`, `a/`, `a/b`. So all that is below
+//! a directory follows it at once, which GNU tar relies on: it gives a directory its times when the first entry outside it comes.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -21,23 +19,16 @@ pub(crate) enum Step {
     Descend(usize),
 }
 
-/// The steps through a directory, whose names are given with whether there is something below them to see.
-pub(crate) fn steps<'a>(names: impl Iterator<Item = (&'a [u8], bool)> + Clone) -> Vec<Step> {
-    let visits = names.clone().enumerate();
-    let mut keyed: Vec<(&[u8], bool, usize)> = visits.map(|(i, (n, _))| (n, false, i)).collect();
-    let below = names.enumerate().filter(|(_, (_, descend))| *descend);
-    keyed.extend(below.map(|(i, (n, _))| (n, true, i)));
+/// The steps through a directory, whose names are given with whether they are directories.
+pub(crate) fn steps<'a>(names: impl Iterator<Item = (&'a [u8], bool)>) -> Vec<Step> {
+    let mut keyed: Vec<(&[u8], bool, usize)> =
+        names.enumerate().map(|(i, (n, d))| (n, d, i)).collect();
     keyed.sort_unstable_by(|a, b| order(a.0, a.1, b.0, b.1));
-    keyed
-        .into_iter()
-        .map(|(_, descend, i)| {
-            if descend {
-                Step::Descend(i)
-            } else {
-                Step::Visit(i)
-            }
-        })
-        .collect()
+    let steps = keyed.into_iter().flat_map(|(_, directory, i)| {
+        let descend = directory.then_some(Step::Descend(i));
+        std::iter::once(Step::Visit(i)).chain(descend)
+    });
+    steps.collect()
 }
 
 /// Compares two names, each with a slash behind it or not.
@@ -81,7 +72,7 @@ struct Frame {
     steps: std::vec::IntoIter<Step>,
 }
 
-/// Calls `visit` for every file of a tree in path order, the root first, as the empty path. Memory is one listing for each
+/// Calls `visit` for every file of a tree in order, the root first, as the empty path. Memory is one listing for each
 /// directory on the way down, and a number for each directory seen.
 pub(crate) fn walk<T, E>(
     tree: &T,
@@ -94,7 +85,7 @@ where
     let mut seen = SeenDirectories::default();
     visit(b"", tree.root())?;
     let mut stack = vec![open(tree, tree.root(), Vec::new(), &mut seen)?];
-    // Mostly a directory is entered right after it was visited: its inode need not be read again.
+    // A directory is entered right after it was visited: its inode need not be read again.
     let mut last: Option<(Vec<u8>, Node)> = None;
     while let Some(frame) = stack.last_mut() {
         match frame.steps.next() {
@@ -150,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_order_is_that_of_whole_paths() {
+    fn the_order_is_that_of_names_in_a_tar() {
         let names: [(&[u8], bool); 5] = [
             (b"a", true),
             (b"a-", false),
@@ -161,17 +152,14 @@ mod tests {
         let mut walked = Vec::new();
         for step in steps(names.iter().copied()) {
             match step {
+                Step::Visit(i) if names[i].1 => walked.push([names[i].0, b"/"].concat()),
                 Step::Visit(i) => walked.push(names[i].0.to_vec()),
                 Step::Descend(i) => {
-                    for below in [&b"-"[..], b"x"] {
-                        walked.push(join(names[i].0, below));
-                    }
+                    walked.extend([&b"-"[..], b"x"].map(|below| join(names[i].0, below)));
                 }
             }
         }
-        let mut sorted = walked.clone();
-        sorted.sort();
-        assert_eq!(walked, sorted);
+        assert!(walked.is_sorted());
         assert_eq!(walked.len(), 11);
     }
 }

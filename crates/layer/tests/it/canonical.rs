@@ -200,7 +200,7 @@ fn gnu_tar_unpacks_and_compares_it() {
         skip!("not root: can't make devices and owners");
     }
     let mut zoo = zoo();
-    // GNU tar gives times before 1970 back only as the filesystem below it does, and device numbers only as the kernel has them.
+    // The filesystem that it unpacks on may not reach that far.
     zoo.0.remove(&b"after"[..]);
     let tree = whole(&zoo.open());
     let dir = tempfile::tempdir().unwrap();
@@ -245,7 +245,7 @@ import sys, tarfile, hashlib
 t = tarfile.open(fileobj=sys.stdin.buffer, mode='r|')
 names = []
 for m in t:
-    names.append(m.name)
+    names.append(m.name + '/' * m.isdir())
     if m.name == 'sparse':
         assert m.sparse and m.size == 3 << 20, m.size
         data = t.extractfile(m).read()
@@ -259,7 +259,7 @@ for m in t:
         assert m.mtime == -0.5, m.mtime
     if m.name == 'minor':
         assert (m.devmajor, m.devminor) == (259, 1048575)
-assert names[0] == '.' and names[1:] == sorted(names[1:], key=lambda n: n.encode()), names
+assert names[0] == './' and names[1:] == sorted(names[1:], key=lambda n: n.encode()), names
 print(len(names))
 ";
     let mut python = Command::new("python3")

@@ -42,8 +42,13 @@ pub(crate) const XWHITEOUT: &[u8] = b"trusted.overlay.whiteout";
 impl File {
     pub(crate) fn new(kind: Kind) -> Self {
         Self {
+            // The kernel gives every link this mode, and so does everything that unpacks one.
+            mode: if matches!(kind, Kind::Symlink(_)) {
+                0o777
+            } else {
+                0o644
+            },
             kind,
-            mode: 0o644,
             owner: 0,
             mtime: Timestamp::from_secs(1_000),
             xattrs: Vec::new(),

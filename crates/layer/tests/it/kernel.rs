@@ -284,7 +284,7 @@ fn random_work_on_random_layers_looks_the_same() {
             let overlay = Overlay::new(&merged, &paths, Some(&sandbox.path()));
             before = dump(&overlay.0);
             let mut dice = Dice(0x9e37_79b9_7f4a_7c15 ^ u64::from(seed) << 32);
-            for _ in 0..150 {
+            for _ in 0..400 {
                 worked += usize::from(act(&mut dice, &overlay.0).is_some());
             }
             fs::write(merged.join("acl"), b"").unwrap();
