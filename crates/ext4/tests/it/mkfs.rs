@@ -176,7 +176,7 @@ fn the_kernel_writes_on_it() {
 fn resize2fs_makes_it_larger_and_smaller() {
     let image = Image::new();
     format(&image.disk(), &options(1 << 30)).unwrap();
-    for size in [3 << 30, 40 << 30, 2 << 30] {
+    for size in [3 << 30, 2 << 30] {
         if size > image.disk().size().unwrap() {
             image.disk().set_len(size).unwrap();
         }
@@ -188,7 +188,7 @@ fn resize2fs_makes_it_larger_and_smaller() {
         e2fsck(image.path());
         if is_root() {
             let mount = LoopMount::new(image.path(), "rw");
-            fs::write(mount.path().join("upper/f"), noise(500 << 20, 3)).unwrap();
+            fs::write(mount.path().join("upper/f"), noise(50 << 20, 3)).unwrap();
             drop(mount);
             e2fsck(image.path());
         }
