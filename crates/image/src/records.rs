@@ -1,0 +1,484 @@
+//! `images/` in the data root: which images there are.
+//!
+//! The directory is an OCI image layout without the layers' blobs. `index.json` has one entry for each name, and one
+//! without a name for an image that has none. It is changed under `images/.lock` and replaced whole.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use lcow_driver::{DriverError, LayerId, Store};
+use lcow_layer::digest::{Digest, chain_id};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::documents::{
+    Config, Descriptor, FULL_NAME, Index, MANIFEST, MAX_DOCUMENT, Manifest, REF_NAME, parse,
+    to_bytes,
+};
+use crate::{ImageError, Name};
+
+/// How long a change waits for another process's. They take milliseconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An image in the store.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The digest of its configuration.
+    pub id: Digest,
+    /// The digest of its manifest, as it came.
+    pub manifest: Digest,
+    /// Its names, sorted; none if they were taken by others.
+    pub names: Vec<Name>,
+    /// Its configuration.
+    pub config: Config,
+    /// Its layers' ids, base first: the digits of their chain IDs.
+    pub layers: Vec<LayerId>,
+}
+
+impl Image {
+    /// The layer that a container is made on; `None` for an image without layers.
+    #[must_use]
+    pub fn top(&self) -> Option<&LayerId> {
+        self.layers.last()
+    }
+
+    /// Its first name, or the beginning of its id.
+    #[must_use]
+    pub fn display_name(&self) -> String {
+        self.names
+            .first()
+            .map_or_else(|| self.short_id(), ToString::to_string)
+    }
+
+    /// The first 12 digits of the id.
+    #[must_use]
+    pub fn short_id(&self) -> String {
+        self.id.hex().chars().take(12).collect()
+    }
+}
+
+/// What an image takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Size {
+    /// Bytes of its layers' uncompressed tars.
+    pub tar: u64,
+    /// Bytes that its layers take on disk, those shared with other images included.
+    pub disk: u64,
+}
+
+/// What removing an image did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Names that are gone.
+    pub names: Vec<Name>,
+    /// The image's id, if it is gone too.
+    pub id: Option<Digest>,
+    /// Layers that are gone, nearest to the top first.
+    pub layers: Vec<LayerId>,
+}
+
+/// The images of a store.
+#[derive(Debug, Clone)]
+pub struct Images {
+    pub(crate) store: Store,
+    directory: PathBuf,
+}
+
+impl Images {
+    /// The images of an open store.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`], [`ImageError::Store`].
+    pub fn open(store: &Store) -> Result<Self, ImageError> {
+        let this = Self {
+            store: store.clone(),
+            directory: store.images_dir(),
+        };
+        let blobs = this.directory.join("blobs/sha256");
+        if !blobs.is_dir() {
+            fs::create_dir_all(&blobs).map_err(ImageError::io("creating", &blobs))?;
+        }
+        let layout = this.directory.join("oci-layout");
+        if !layout.exists() {
+            this.store.replace_file(&layout, crate::save::LAYOUT)?;
+        }
+        Ok(this)
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// All images, by name; those without one come last. A damaged one is logged and left out.
+    ///
+    /// # Errors
+    /// [`ImageError::Corrupt`] if the index can't be understood, [`ImageError::Io`].
+    pub fn list(&self) -> Result<Vec<Image>, ImageError> {
+        let mut images: BTreeMap<Digest, Image> = BTreeMap::new();
+        for entry in self.index()?.manifests {
+            let image = match self.image(&entry) {
+                Ok(image) => image,
+                Err(error) => {
+                    tracing::warn!(manifest = %entry.digest, %error, "a damaged image is left out");
+                    continue;
+                }
+            };
+            match images.get_mut(&image.id) {
+                Some(known) => known.names.extend(image.names),
+                None => drop(images.insert(image.id, image)),
+            }
+        }
+        let mut images: Vec<_> = images.into_values().collect();
+        for image in &mut images {
+            image.names.sort();
+            image.names.dedup();
+        }
+        images.sort_by(|a, b| {
+            (a.names.is_empty(), &a.names, a.id).cmp(&(b.names.is_empty(), &b.names, b.id))
+        });
+        Ok(images)
+    }
+
+    /// The image that a name, an id, or the unique beginning of either means.
+    ///
+    /// # Errors
+    /// [`ImageError::NotFound`]; [`ImageError::Ambiguous`] with the images it could be; as [`Images::list`].
+    pub fn find(&self, query: &str) -> Result<Image, ImageError> {
+        let images = self.list()?;
+        if let Ok(name) = query.parse::<Name>()
+            && let Some(image) = images.iter().find(|i| i.names.contains(&name))
+        {
+            return Ok(image.clone());
+        }
+        let digits = query.strip_prefix("sha256:").unwrap_or(query);
+        let begins = |image: &&Image| {
+            let by_id = !digits.is_empty()
+                && (image.id.hex().starts_with(digits) || image.manifest.hex().starts_with(digits));
+            by_id
+                || !query.is_empty() && image.names.iter().any(|n| n.to_string().starts_with(query))
+        };
+        let mut found: Vec<_> = images.iter().filter(begins).cloned().collect();
+        match (found.pop(), found.is_empty()) {
+            (None, _) => Err(ImageError::NotFound {
+                query: query.to_owned(),
+            }),
+            (Some(image), true) => Ok(image),
+            (Some(last), false) => {
+                found.push(last);
+                let describe = |i: &Image| match i.names.first() {
+                    Some(name) => format!("{name} ({})", i.short_id()),
+                    None => i.short_id(),
+                };
+                let candidates = found.iter().map(describe).collect();
+                Err(ImageError::Ambiguous {
+                    query: query.to_owned(),
+                    candidates,
+                })
+            }
+        }
+    }
+
+    /// What an image takes. Layers that are missing count nothing.
+    ///
+    /// # Errors
+    /// The store's, but for missing layers.
+    pub fn size(&self, image: &Image) -> Result<Size, ImageError> {
+        let mut size = Size::default();
+        for id in &image.layers {
+            match self.store.metadata(id) {
+                Ok(metadata) => {
+                    size.tar += metadata.applied.map_or(0, |a| a.tar_size);
+                    size.disk += metadata.allocated;
+                }
+                Err(DriverError::NotFound { .. }) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(size)
+    }
+
+    /// Removes a name, or, given an id or a beginning, the image with all its names. With the last name go the image and
+    /// those of its layers that nothing else needs.
+    ///
+    /// # Errors
+    /// As [`Images::find`]; the store's.
+    pub fn remove(&self, query: &str) -> Result<Removed, ImageError> {
+        let image = self.find(query)?;
+        let names: BTreeSet<Name> = match query.parse::<Name>() {
+            Ok(name) if image.names.contains(&name) => [name].into(),
+            _ => image.names.iter().cloned().collect(),
+        };
+        let _lock = self.lock()?;
+        let mut index = self.index()?;
+        let manifests: HashSet<Digest> = self.manifests_of(&index, &image.id);
+        let mut removed = Removed::default();
+        let whole = names.len() == image.names.len();
+        index.manifests.retain(|entry| {
+            if !manifests.contains(&entry.digest) {
+                return true;
+            }
+            match entry_name(entry) {
+                Some(name) if names.contains(&name) => {
+                    removed.names.push(name);
+                    false
+                }
+                // Named by another process since it was looked for.
+                Some(_) => true,
+                None => !whole,
+            }
+        });
+        self.replace_index(&index)?;
+        if self.manifests_of(&index, &image.id).is_empty() {
+            removed.id = Some(image.id);
+            self.drop_documents(&index)?;
+            removed.layers = self.drop_layers(&index, &image.layers)?;
+        }
+        Ok(removed)
+    }
+
+    /// Removes those of `layers` (base first) that no image, no container and no other layer needs, and that nobody uses.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`], [`ImageError::Store`].
+    pub fn collect(&self, layers: &[LayerId]) -> Result<Vec<LayerId>, ImageError> {
+        let _lock = self.lock()?;
+        let index = self.index()?;
+        self.drop_layers(&index, layers)
+    }
+
+    fn drop_layers(&self, index: &Index, layers: &[LayerId]) -> Result<Vec<LayerId>, ImageError> {
+        let mut needed = HashSet::new();
+        for entry in &index.manifests {
+            match self.image(entry) {
+                Ok(image) => needed.extend(image.layers),
+                // What it needs can't be known, so nothing is given up.
+                Err(error) => {
+                    tracing::warn!(manifest = %entry.digest, %error, "layers are kept for a damaged image");
+                    return Ok(Vec::new());
+                }
+            }
+        }
+        let mut gone = Vec::new();
+        for id in layers.iter().rev() {
+            if needed.contains(id) {
+                break;
+            }
+            match self.store.remove(id) {
+                Ok(lcow_driver::Removed::Removed) => gone.push(id.clone()),
+                Ok(lcow_driver::Removed::AlreadyGone) => {}
+                // Then its parents are needed too.
+                Err(DriverError::HasChildren { .. } | DriverError::InUse { .. }) => break,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Adds an image: its documents, then its names, which other images lose.
+    pub(crate) fn add(
+        &self,
+        manifest: &[u8],
+        config: &[u8],
+        names: &[Name],
+    ) -> Result<Image, ImageError> {
+        let _lock = self.lock()?;
+        for bytes in [config, manifest] {
+            let path = self.blob_path(&Digest::of(bytes));
+            if !path.exists() {
+                self.store.replace_file(&path, bytes)?;
+            }
+        }
+        let parsed: Config = parse("the image", "configuration", config)?;
+        let mut entry = Descriptor::new(MANIFEST, Digest::of(manifest), manifest.len() as u64);
+        if let Some(kind) = parse::<Manifest>("the image", "manifest", manifest)?.media_type {
+            entry.media_type = kind;
+        }
+        entry.platform = Some(parsed.platform());
+        let mut index = self.index()?;
+        let id = Digest::of(config);
+        let same = self.manifests_of(&index, &id);
+        let mut orphans = Vec::new();
+        index.manifests.retain(|other| match entry_name(other) {
+            Some(name) => {
+                let taken = names.contains(&name);
+                if taken && !same.contains(&other.digest) {
+                    orphans.push(other.clone());
+                }
+                !taken
+            }
+            // With a name, an entry without one says nothing more.
+            None => !(same.contains(&other.digest) && !names.is_empty()),
+        });
+        for mut orphan in orphans {
+            if !index.manifests.iter().any(|e| e.digest == orphan.digest) {
+                orphan.annotations.remove(REF_NAME);
+                orphan.annotations.remove(FULL_NAME);
+                index.manifests.push(orphan);
+            }
+        }
+        for name in names {
+            let mut named = entry.clone();
+            named
+                .annotations
+                .insert(REF_NAME.to_owned(), name.to_string());
+            index.manifests.push(named);
+        }
+        if self.manifests_of(&index, &id).is_empty() {
+            index.manifests.push(entry);
+        }
+        self.replace_index(&index)?;
+        let image = self.list()?.into_iter().find(|image| image.id == id);
+        image.ok_or_else(|| ImageError::NotFound {
+            query: id.to_string(),
+        })
+    }
+
+    /// The bytes of an image's configuration, as they came.
+    pub(crate) fn config_bytes(&self, image: &Image) -> Result<Vec<u8>, ImageError> {
+        self.document(&image.id)
+    }
+
+    fn image(&self, entry: &Descriptor) -> Result<Image, ImageError> {
+        let manifest: Manifest = self.parse(&entry.digest)?;
+        let config: Config = self.parse(&manifest.config.digest)?;
+        let mut chain = None;
+        let mut layers = Vec::with_capacity(config.rootfs.diff_ids.len());
+        for diff_id in &config.rootfs.diff_ids {
+            let this = chain_id(chain.as_ref(), diff_id);
+            chain = Some(this);
+            layers.push(LayerId::new(&this.hex())?);
+        }
+        let names = entry_name(entry).into_iter().collect();
+        Ok(Image {
+            id: manifest.config.digest,
+            manifest: entry.digest,
+            names,
+            config,
+            layers,
+        })
+    }
+
+    fn manifests_of(&self, index: &Index, id: &Digest) -> HashSet<Digest> {
+        let is = |entry: &&Descriptor| self.image(entry).is_ok_and(|image| image.id == *id);
+        index
+            .manifests
+            .iter()
+            .filter(is)
+            .map(|entry| entry.digest)
+            .collect()
+    }
+
+    fn parse<T: serde::de::DeserializeOwned>(&self, digest: &Digest) -> Result<T, ImageError> {
+        let bytes = self.document(digest)?;
+        parse(
+            &self.blob_path(digest).display().to_string(),
+            "document",
+            &bytes,
+        )
+    }
+
+    fn document(&self, digest: &Digest) -> Result<Vec<u8>, ImageError> {
+        let path = self.blob_path(digest);
+        let bytes = fs::read(&path).map_err(ImageError::io("reading", &path))?;
+        let actual = Digest::of(&bytes);
+        if actual != *digest {
+            return Err(ImageError::BlobDigest {
+                input: path.display().to_string(),
+                expected: *digest,
+                actual,
+            });
+        }
+        Ok(bytes)
+    }
+
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.directory.join("blobs/sha256").join(digest.hex())
+    }
+
+    fn index(&self) -> Result<Index, ImageError> {
+        let path = self.directory.join("index.json");
+        match fs::metadata(&path) {
+            Ok(m) if m.len() > 16 * MAX_DOCUMENT => Err(ImageError::Corrupt {
+                input: path.display().to_string(),
+                what: "index".to_owned(),
+                detail: format!("it has {} bytes", m.len()),
+            }),
+            Ok(_) => {
+                let bytes = fs::read(&path).map_err(ImageError::io("reading", &path))?;
+                parse(&path.display().to_string(), "index", &bytes)
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Index::of(Vec::new())),
+            Err(e) => Err(ImageError::io("reading", path)(e)),
+        }
+    }
+
+    fn replace_index(&self, index: &Index) -> Result<(), ImageError> {
+        Ok(self
+            .store
+            .replace_file(&self.directory.join("index.json"), &to_bytes(index))?)
+    }
+
+    /// Deletes manifests and configurations that no entry refers to.
+    fn drop_documents(&self, index: &Index) -> Result<(), ImageError> {
+        let mut needed = HashSet::new();
+        for entry in &index.manifests {
+            needed.insert(entry.digest);
+            match self.parse::<Manifest>(&entry.digest) {
+                Ok(manifest) => drop(needed.insert(manifest.config.digest)),
+                // Of a damaged image nothing more is known, and nothing is made worse.
+                Err(_) => return Ok(()),
+            }
+        }
+        let blobs = self.directory.join("blobs/sha256");
+        for file in fs::read_dir(&blobs).map_err(ImageError::io("listing", &blobs))? {
+            let file = file.map_err(ImageError::io("listing", &blobs))?;
+            let digest = file
+                .file_name()
+                .to_str()
+                .and_then(|n| format!("sha256:{n}").parse().ok());
+            if digest.is_none_or(|d: Digest| !needed.contains(&d)) {
+                let path = file.path();
+                fs::remove_file(&path).map_err(ImageError::io("deleting", path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> Result<Lock, ImageError> {
+        let path = self.directory.join(".lock");
+        let mut options = File::options();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600);
+        let file = options
+            .open(&path)
+            .map_err(ImageError::io("opening", &path))?;
+        let start = Instant::now();
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Lock { _file: file }),
+                Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(e) => return Err(ImageError::io("locking", path)(e.into())),
+            }
+        }
+    }
+}
+
+/// Held while the index changes; the kernel lets go of it when the file is closed.
+struct Lock {
+    _file: File,
+}
+
+fn entry_name(entry: &Descriptor) -> Option<Name> {
+    entry.annotations.get(REF_NAME)?.parse().ok()
+}

@@ -1,0 +1,6 @@
+//! Images in and out of a store. Conversions run in the test's own process.
+
+mod archive;
+mod load;
+mod records;
+mod support;

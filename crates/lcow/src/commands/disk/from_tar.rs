@@ -1,0 +1,184 @@
+//! `lcow disk from-tar`: a tar as an ext4 disk.
+
+use std::fs::File;
+use std::io::{BufWriter, Read, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use lcow_blockio::FileDisk;
+use lcow_layer::apply::{ApplyError, ApplyOptions, apply};
+
+use super::directory;
+use crate::context::Context;
+use crate::errors::hinted;
+use crate::files::{self, Output};
+use crate::output;
+use crate::progress::Progress;
+
+/// Make an ext4 disk of a tar
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The same tar gives the same bytes everywhere. The tar may be compressed with gzip, zstd, xz or bzip2.
+
+Examples:
+  lcow disk from-tar -i rootfs.tar -o rootfs.ext4
+  zcat layer.tar.gz | lcow disk from-tar -o layer.vhd --vhd --overlay
+  lcow disk from-tar -i layer.tar -o layer.vhd --vhd --split layer.split   and back, byte for byte:
+  lcow disk to-tar layer.vhd --split layer.split | cmp - layer.tar"
+)]
+pub(crate) struct FromTar {
+    /// The tar; `-` for standard input
+    #[arg(short, long, default_value = "-", value_name = "TAR")]
+    input: PathBuf,
+    /// The disk to make
+    #[arg(short, long, value_name = "DISK")]
+    output: PathBuf,
+    /// Put a fixed VHD's footer behind the file system
+    #[arg(long)]
+    vhd: bool,
+    /// Turn a layer's whiteouts (.wh.NAME) into overlayfs's
+    #[arg(long)]
+    overlay: bool,
+    /// Also write what it takes to get the tar back byte for byte
+    #[arg(long, value_name = "FILE")]
+    split: Option<PathBuf>,
+    /// The largest disk that may result, as 64G [default: 128G, at most 16T]
+    #[arg(long, value_name = "SIZE", value_parser = super::parse_size)]
+    max_size: Option<u64>,
+}
+
+impl FromTar {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        if files::is_dash(&self.output) {
+            return Err(hinted(
+                "a disk can't be written to standard output",
+                "name a file with -o: the disk is sparse, and its metadata is written last",
+            ));
+        }
+        let cancel = context.cancel_on_signals()?;
+        let input = files::input(&self.input, "a tar", &cancel)?;
+        let size = match files::is_dash(&self.input) {
+            true => None,
+            false => std::fs::metadata(&self.input)
+                .ok()
+                .filter(std::fs::Metadata::is_file)
+                .map(|m| m.len()),
+        };
+        let writing = || format!("writing {}", self.output.display());
+        if std::fs::metadata(&self.output).is_ok_and(|m| !m.is_file()) {
+            return Err(hinted(
+                format!("{} is not a regular file", self.output.display()),
+                "name a file; write it to a device with `dd conv=sparse` afterwards",
+            ));
+        }
+        let disk = tempfile::Builder::new()
+            .prefix(".lcow-disk.")
+            .suffix(".part")
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+            .tempfile_in(directory(&self.output))
+            .with_context(|| format!("creating {}", self.output.display()))?;
+        let mut split = match &self.split {
+            Some(path) => Some(BufWriter::with_capacity(
+                256 << 10,
+                Output::create(path, true)?,
+            )),
+            None => None,
+        };
+        let mut options = ApplyOptions {
+            overlay: self.overlay,
+            vhd: self.vhd,
+            ..ApplyOptions::default()
+        };
+        if let Some(max) = self.max_size {
+            options.max_size = max;
+        }
+
+        let progress = Progress::new(context.quiet);
+        progress.begin("converting", size);
+        let watched = Watched {
+            inner: input,
+            progress: &progress,
+            cancel: &cancel,
+        };
+        let file: File = disk.as_file().try_clone().with_context(writing)?;
+        let sidecar = split.as_mut().map(|s| s as &mut dyn Write);
+        let applied = match apply(watched, FileDisk::from(file), sidecar, &options) {
+            Ok(applied) => applied,
+            Err(_) if cancel.is_cancelled() => {
+                return Err(lcow_driver::DriverError::Cancelled.into());
+            }
+            Err(error) => return Err(self.explain(error)),
+        };
+        disk.as_file().sync_all().with_context(writing)?;
+        if let Some(mut split) = split {
+            split.flush().with_context(|| "writing the sidecar")?;
+            split.into_inner().map_err(|e| e.into_error())?.keep()?;
+        }
+        let file = disk
+            .persist(&self.output)
+            .map_err(|e| e.error)
+            .with_context(writing)?;
+        if context.json {
+            use std::os::unix::fs::MetadataExt;
+            return output::json(&serde_json::json!({
+                "disk": self.output,
+                "diff_id": applied.diff_id,
+                "entries": applied.entries,
+                "tar_size": applied.tar_size,
+                "disk_size": applied.disk_size,
+                "allocated": file.metadata().with_context(writing)?.blocks() * 512,
+                "compressed": applied.compressed.map(|c| serde_json::json!({ "digest": c.digest, "size": c.size })),
+            }));
+        }
+        progress.end(None);
+        if !context.quiet {
+            output::line(applied.diff_id)?;
+        }
+        Ok(())
+    }
+
+    fn explain(&self, error: ApplyError) -> anyhow::Error {
+        let name = if files::is_dash(&self.input) {
+            "standard input".to_owned()
+        } else {
+            self.input.display().to_string()
+        };
+        let hint = match error.kind() {
+            lcow_layer::ErrorKind::Corrupt => {
+                "get the tar again: what is here is not what was made"
+            }
+            lcow_layer::ErrorKind::Refused => {
+                "the entry would be unsafe or can't be kept; nothing was written"
+            }
+            _ => "",
+        };
+        if hint.is_empty() {
+            anyhow::Error::from(error).context(format!("converting {name}"))
+        } else {
+            hinted(
+                crate::errors::text(
+                    &anyhow::Error::from(error).context(format!("converting {name}")),
+                ),
+                hint,
+            )
+        }
+    }
+}
+
+struct Watched<'a> {
+    inner: Box<dyn Read + Send>,
+    progress: &'a Progress,
+    cancel: &'a lcow_driver::Cancel,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(std::io::Error::other("cancelled"));
+        }
+        let n = self.inner.read(buf)?;
+        self.progress.add(n as u64);
+        Ok(n)
+    }
+}

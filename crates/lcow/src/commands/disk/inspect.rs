@@ -1,0 +1,123 @@
+//! `lcow disk inspect`: what a disk is.
+
+use anyhow::Result;
+use clap::Args;
+use lcow_blockio::ReadAt;
+use lcow_disk::vhd;
+use lcow_ext4::reader::Journal;
+use serde::Serialize;
+
+use super::Source;
+use crate::context::Context;
+use crate::output;
+
+/// Show what a disk is: file system, sizes, features
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    #[command(flatten)]
+    source: Source,
+}
+
+#[derive(Serialize)]
+struct Report {
+    disk: String,
+    /// Length in bytes.
+    size: u64,
+    /// The footer's disk size and id, if there is one behind the file system.
+    vhd: Option<Footer>,
+    uuid: String,
+    label: String,
+    block_size: u64,
+    /// Bytes of the file system.
+    filesystem_size: u64,
+    free_size: u64,
+    inodes: u32,
+    free_inodes: u32,
+    features: Vec<String>,
+    clean: bool,
+    journal: String,
+}
+
+#[derive(Serialize)]
+struct Footer {
+    size: u64,
+    id: String,
+}
+
+impl Inspect {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let range = self.source.range()?;
+        let size = range.size()?;
+        // Shown as what it is; what the file system is does not depend on it.
+        let footer = vhd::open(&range).ok().map(|(footer, _)| Footer {
+            size: footer.current_size,
+            id: uuid(&footer.unique_id),
+        });
+        let fs = self.source.open()?;
+        let info = fs.info();
+        let report = Report {
+            disk: self.source.disk.display().to_string(),
+            size,
+            vhd: footer,
+            uuid: uuid(&info.uuid),
+            label: output::printable(&info.label),
+            block_size: info.block_size,
+            filesystem_size: info.blocks.saturating_mul(info.block_size),
+            free_size: info.free_blocks.saturating_mul(info.block_size),
+            inodes: info.inodes,
+            free_inodes: info.free_inodes,
+            features: info.features.clone(),
+            clean: info.clean,
+            journal: match info.journal {
+                Journal::None => "none".to_owned(),
+                Journal::External => "on another device".to_owned(),
+                Journal::Clean => "clean".to_owned(),
+                Journal::Replayed { transactions, .. } => {
+                    format!("{transactions} transactions replayed")
+                }
+                _ => "unknown".to_owned(),
+            },
+        };
+        if context.json {
+            return output::json(&[report]);
+        }
+        let human = |bytes: u64| format!("{bytes} bytes ({})", output::size(bytes));
+        let vhd = match &report.vhd {
+            Some(footer) => format!("fixed, {}, id {}", human(footer.size), footer.id),
+            None => "no footer".to_owned(),
+        };
+        let rows = [
+            ("Disk", report.disk),
+            ("Length", human(report.size)),
+            ("VHD", vhd),
+            ("UUID", report.uuid),
+            ("Label", report.label),
+            ("File system", human(report.filesystem_size)),
+            ("Free", human(report.free_size)),
+            ("Block size", format!("{} bytes", report.block_size)),
+            (
+                "Inodes",
+                format!("{}, {} free", report.inodes, report.free_inodes),
+            ),
+            ("Features", report.features.join(" ")),
+            ("Journal", report.journal),
+            ("Clean", if report.clean { "yes" } else { "no" }.to_owned()),
+        ];
+        for (key, value) in rows {
+            if !value.is_empty() {
+                output::line(format_args!("{key:<13}{value}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// With hyphens, as people write it.
+pub(super) fn uuid(bytes: &[u8; 16]) -> String {
+    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    let parts: Vec<_> = [0..8, 8..12, 12..16, 16..20, 20..32]
+        .into_iter()
+        .map(|r| hex.get(r).unwrap_or_default())
+        .collect();
+    parts.join("-")
+}

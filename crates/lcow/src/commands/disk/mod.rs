@@ -1,0 +1,134 @@
+//! `lcow disk`: disks, without a store.
+
+mod from_tar;
+mod inspect;
+mod ls;
+mod mkfs;
+mod to_tar;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Subcommand};
+use lcow_blockio::{FileDisk, ReadAt, SubRange};
+use lcow_ext4::reader::{Filesystem, ReadError, ReadErrorKind};
+
+use crate::context::Context;
+use crate::errors::hinted;
+
+/// Make, read and check disks, without a store
+#[derive(Debug, Subcommand)]
+pub(crate) enum Disk {
+    FromTar(from_tar::FromTar),
+    ToTar(to_tar::ToTar),
+    Ls(ls::Ls),
+    Cat(ls::Cat),
+    Inspect(inspect::Inspect),
+    Verify(verify::Verify),
+    Mkfs(mkfs::Mkfs),
+}
+
+impl Disk {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        match self {
+            Self::FromTar(command) => command.run(context),
+            Self::ToTar(command) => command.run(context),
+            Self::Ls(command) => command.run(context),
+            Self::Cat(command) => command.run(context),
+            Self::Inspect(command) => command.run(context),
+            Self::Verify(command) => command.run(context),
+            Self::Mkfs(command) => command.run(context),
+        }
+    }
+}
+
+/// A disk to read: an ext2, ext3 or ext4 file system, with or without a VHD footer behind it.
+#[derive(Debug, Args)]
+struct Source {
+    /// The disk: a file or a block device
+    #[arg(value_name = "DISK")]
+    disk: PathBuf,
+    /// Where the file system begins, in bytes: that of a partition
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    offset: u64,
+    /// How long it is, in bytes [default: to the end]
+    #[arg(long, value_name = "BYTES")]
+    length: Option<u64>,
+}
+
+type SourceDisk = SubRange<FileDisk>;
+
+impl Source {
+    /// The range of the disk that was asked for.
+    fn range(&self) -> Result<SourceDisk> {
+        let path = &self.disk;
+        let opening = || format!("opening {}", path.display());
+        if std::fs::metadata(path).with_context(opening)?.is_dir() {
+            return Err(hinted(
+                format!("{} is a directory, not a disk", path.display()),
+                "name the disk's file",
+            ));
+        }
+        let disk = FileDisk::open(path).with_context(opening)?;
+        let size = disk.size().with_context(opening)?;
+        let Some(rest) = size.checked_sub(self.offset) else {
+            return Err(hinted(
+                format!(
+                    "{} has {size} bytes, and the offset is {}",
+                    path.display(),
+                    self.offset
+                ),
+                "give an offset within the disk",
+            ));
+        };
+        Ok(SubRange::new(
+            disk,
+            self.offset,
+            self.length.unwrap_or(rest).min(rest),
+        ))
+    }
+
+    fn open(&self) -> Result<Arc<Filesystem<SourceDisk>>> {
+        let fs = Filesystem::open(self.range()?).map_err(|e| self.failed(e))?;
+        Ok(Arc::new(fs))
+    }
+
+    fn failed(&self, error: ReadError) -> anyhow::Error {
+        let hint = match error.kind() {
+            ReadErrorKind::Corrupt if self.offset == 0 => {
+                "if the file system is in a partition, say where with --offset"
+            }
+            _ => "",
+        };
+        let message = format!("reading {}", self.disk.display());
+        match hint {
+            "" => anyhow::Error::from(error).context(message),
+            hint => hinted(format!("{message}: {error}"), hint),
+        }
+    }
+}
+
+/// What `SOURCE_DATE_EPOCH` says (<https://reproducible-builds.org/specs/source-date-epoch/>).
+pub(crate) fn source_date_epoch() -> Option<i64> {
+    std::env::var("SOURCE_DATE_EPOCH").ok()?.parse().ok()
+}
+
+/// A path given by a person, as a path in a file system.
+fn inside(path: &str) -> Vec<u8> {
+    path.trim_start_matches('/').as_bytes().to_vec()
+}
+
+/// A size of a disk: a number and a unit, all powers of 1024.
+fn parse_size(text: &str) -> Result<u64, String> {
+    lcow_driver::parse_size("size", text).map_err(|e| e.to_string())
+}
+
+/// The directory a file lies in.
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}

@@ -1,0 +1,125 @@
+//! `lcow layer create`, `apply` and `rm`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use lcow_driver::{ApplyRequest, Input, LayerId, Removed};
+
+use super::find;
+use crate::containers::Containers;
+use crate::context::Context;
+use crate::errors::hinted;
+use crate::progress::Progress;
+use crate::{files, output};
+
+/// Make a layer without contents
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  lcow layer create base && lcow layer apply base <base.tar
+  lcow layer create top --parent base")]
+pub(crate) struct Create {
+    /// The new layer's id
+    #[arg(value_name = "ID")]
+    id: LayerId,
+    /// The layer it is built on
+    #[arg(long, value_name = "LAYER")]
+    parent: Option<String>,
+}
+
+impl Create {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let store = context.store()?;
+        let parent = self
+            .parent
+            .as_deref()
+            .map(|query| find(&store, query))
+            .transpose()?;
+        store.create(&self.id, parent.as_ref())?;
+        if context.json {
+            output::json(&serde_json::json!({ "id": self.id }))
+        } else {
+            output::line(&self.id)
+        }
+    }
+}
+
+/// Give a layer without contents those of a tar
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  lcow layer apply base -i base.tar.gz
+  zcat base.tar.gz | lcow layer apply base")]
+pub(crate) struct Apply {
+    /// The layer
+    #[arg(value_name = "LAYER")]
+    layer: String,
+    /// The tar, plain or compressed; `-` for standard input
+    #[arg(short, long, default_value = "-", value_name = "TAR")]
+    input: PathBuf,
+}
+
+impl Apply {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let cancel = context.cancel_on_signals()?;
+        let store = context.store()?;
+        let id = find(&store, &self.layer)?;
+        let mut input = files::input(&self.input, "a tar", &cancel)?;
+        let progress = Progress::new(context.quiet);
+        progress.begin("applying", None);
+        let applied = store.apply_diff(
+            &id,
+            None,
+            Input::Reader(&mut *input),
+            &ApplyRequest::default(),
+            &cancel,
+        )?;
+        progress.end(None);
+        if context.json {
+            output::json(&applied)
+        } else {
+            output::line(applied.record.diff_id)
+        }
+    }
+}
+
+/// Remove layers
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A layer that others are built on, or that is in use, is not removed. Layers of images go with `lcow rmi`,
+sandboxes with `lcow rm`."
+)]
+pub(crate) struct Rm {
+    /// Ids
+    #[arg(required = true, value_name = "LAYER")]
+    layers: Vec<String>,
+}
+
+impl Rm {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let images = context.images()?;
+        let store = images.store();
+        for query in &self.layers {
+            let id = find(store, query)?;
+            if let Some(image) = images.list()?.into_iter().find(|i| i.layers.contains(&id)) {
+                return Err(hinted(
+                    format!("layer {id} belongs to image {}", image.display_name()),
+                    format!("remove the image: lcow rmi {}", image.display_name()),
+                ));
+            }
+            if let Some(container) = Containers::new(store)
+                .list()?
+                .into_iter()
+                .find(|c| c.id == id)
+            {
+                return Err(hinted(
+                    format!("layer {id} is the sandbox of container {}", container.name),
+                    format!("remove the container: lcow rm {}", container.name),
+                ));
+            }
+            if store.remove(&id)? == Removed::Removed {
+                output::line(&id)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,152 @@
+//! `lcow layer inspect` and `verify`.
+
+use anyhow::Result;
+use clap::Args;
+
+use super::ls::{Names, kind, line};
+use super::{find, short};
+use crate::context::Context;
+use crate::errors::hinted;
+use crate::output;
+
+/// Show all that is known of layers
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  lcow layer inspect 3fa1        by the beginning of an id
+  lcow layer inspect demo        an image's top layer
+  lcow layer inspect demo --json")]
+pub(crate) struct Inspect {
+    /// Ids, or names of images or containers
+    #[arg(required = true, value_name = "LAYER")]
+    layers: Vec<String>,
+}
+
+impl Inspect {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let store = context.store()?;
+        let names = Names::of(&store)?;
+        let mut all = Vec::new();
+        for query in &self.layers {
+            let metadata = store.metadata(&find(&store, query)?)?;
+            all.push((line(&names, &metadata), metadata));
+        }
+        if context.json {
+            let values: Vec<_> = all
+                .iter()
+                .map(|(line, metadata)| {
+                    let mut value = serde_json::json!(metadata);
+                    if let (Some(whole), serde_json::Value::Object(line)) =
+                        (value.as_object_mut(), serde_json::json!(line))
+                    {
+                        whole.extend(line);
+                    }
+                    value
+                })
+                .collect();
+            return output::json(&values);
+        }
+        for (index, (_, m)) in all.iter().enumerate() {
+            if index > 0 {
+                output::line("")?;
+            }
+            let mut rows = vec![
+                ("Id", m.id.to_string()),
+                ("Kind", kind(m.kind).to_owned()),
+                ("Used by", names.all(m.id.as_str()).join(", ")),
+                ("Created", m.created.clone().unwrap_or_default()),
+                ("Directory", m.dir.display().to_string()),
+            ];
+            if let Some(disk) = &m.disk {
+                rows.push((
+                    "Disk",
+                    format!("{} ({})", disk.display(), m.format.as_str()),
+                ));
+                rows.push(("File system", format!("{} bytes", m.disk_size)));
+            }
+            rows.push((
+                "On disk",
+                format!("{} bytes ({})", m.allocated, output::size(m.allocated)),
+            ));
+            if let Some(applied) = &m.applied {
+                rows.push(("Diff ID", applied.diff_id.to_string()));
+                rows.push((
+                    "Chain ID",
+                    applied.chain_id.map(|c| c.to_string()).unwrap_or_default(),
+                ));
+                rows.push((
+                    "Tar",
+                    format!("{} bytes in {} entries", applied.tar_size, applied.entries),
+                ));
+                if let Some(compressed) = &applied.compressed {
+                    rows.push((
+                        "Came as",
+                        format!("{} ({} bytes)", compressed.digest, compressed.size),
+                    ));
+                }
+            }
+            let parents: Vec<_> = m.parents.iter().map(|p| short(p.as_str())).collect();
+            rows.push(("Parents", parents.join(" ")));
+            for (key, value) in rows {
+                if !value.is_empty() {
+                    output::line(format_args!("{key:<12}{value}"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Check layers: chain, records, footer, file system, digest
+#[derive(Debug, Args)]
+#[command(after_help = "Nothing is changed. Exit code 1 if anything is wrong.
+
+Examples:
+  lcow layer verify demo
+  lcow layer verify --all")]
+pub(crate) struct Verify {
+    /// Ids, or names of images or containers
+    #[arg(required_unless_present = "all", value_name = "LAYER")]
+    layers: Vec<String>,
+    /// All layers
+    #[arg(long, conflicts_with = "layers")]
+    all: bool,
+}
+
+impl Verify {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let store = context.store()?;
+        let ids = if self.all {
+            store.layers()?
+        } else {
+            self.layers
+                .iter()
+                .map(|query| find(&store, query))
+                .collect::<Result<_>>()?
+        };
+        let mut reports = Vec::new();
+        for id in &ids {
+            let report = store.verify(id, &context.no_cancel())?;
+            if !context.json {
+                let verdict = if report.is_good() { "ok" } else { "damaged" };
+                if !context.quiet || !report.is_good() {
+                    output::line(format_args!("{}  {verdict}", short(id.as_str())))?;
+                }
+                for finding in &report.findings {
+                    output::line(format_args!("  {}: {}", finding.check, finding.problem))?;
+                }
+            }
+            reports.push(report);
+        }
+        if context.json {
+            output::json(&reports)?;
+        }
+        let bad = reports.iter().filter(|r| !r.is_good()).count();
+        if bad > 0 {
+            return Err(hinted(
+                format!("{bad} of {} layers are damaged", reports.len()),
+                "remove the images made of them and load those again",
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,124 @@
+//! `lcow layer diff`, `changes` and `export`.
+
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use lcow_driver::{Against, Store};
+use lcow_layer::export::{ExportOptions, canonical};
+
+use super::find;
+use crate::commands::disk::source_date_epoch;
+use crate::context::Context;
+use crate::errors::hinted;
+use crate::files::Output;
+
+/// Write a layer's changes as a tar
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A read-only layer's own changes come back byte for byte as they were applied.
+
+Examples:
+  lcow layer diff demo -o top.tar
+  lcow layer diff CONTAINER | tar -tv
+  lcow layer diff demo --against base -o both.tar"
+)]
+pub(crate) struct Diff {
+    /// Id, or name of an image or container
+    #[arg(value_name = "LAYER")]
+    layer: String,
+    /// Another layer to compare with, or `none` [default: its parent]
+    #[arg(long, value_name = "LAYER")]
+    against: Option<String>,
+    /// Where to; `-` for standard output
+    #[arg(short, long, default_value = "-", value_name = "TAR")]
+    output: PathBuf,
+}
+
+impl Diff {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let store = context.store()?;
+        let id = find(&store, &self.layer)?;
+        let against = against(&store, self.against.as_deref())?;
+        let output = Output::create(&self.output, true)?;
+        let cancel = if output.is_stdout() {
+            context.no_cancel()
+        } else {
+            context.cancel_on_signals()?
+        };
+        let mut writer = BufWriter::with_capacity(1 << 20, output);
+        store.diff(&id, &against, &mut writer, &cancel)?;
+        finish(writer, &self.output)
+    }
+}
+
+/// List what a layer changes: A added, C changed, D deleted
+#[derive(Debug, Args)]
+pub(crate) struct Changes {
+    /// Id, or name of an image or container
+    #[arg(value_name = "LAYER")]
+    layer: String,
+    /// Another layer to compare with, or `none` [default: its parent]
+    #[arg(long, value_name = "LAYER")]
+    against: Option<String>,
+}
+
+impl Changes {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let store = context.store()?;
+        let id = find(&store, &self.layer)?;
+        let changes = store.changes(&id, &against(&store, self.against.as_deref())?)?;
+        crate::commands::diff::show(context, changes)
+    }
+}
+
+/// Write all files of a layer and its parents as one tar
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  lcow layer export demo -o rootfs.tar
+  lcow layer export demo | lcow disk from-tar -o rootfs.ext4")]
+pub(crate) struct Export {
+    /// Id, or name of an image or container
+    #[arg(value_name = "LAYER")]
+    layer: String,
+    /// Where to; `-` for standard output
+    #[arg(short, long, default_value = "-", value_name = "TAR")]
+    output: PathBuf,
+}
+
+impl Export {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let store = context.store()?;
+        let id = find(&store, &self.layer)?;
+        let chain = store.open_chain(&id)?;
+        let Some(union) = chain.union() else {
+            return Err(hinted(
+                format!("layer {id} and its parents have no contents"),
+                "apply a tar first",
+            ));
+        };
+        let mut writer = BufWriter::with_capacity(1 << 20, Output::create(&self.output, true)?);
+        let options = ExportOptions {
+            overlay_whiteouts: false,
+            source_date_epoch: source_date_epoch(),
+        };
+        canonical(union, &options, &mut writer)?;
+        finish(writer, &self.output)
+    }
+}
+
+fn finish(mut writer: BufWriter<Output>, path: &std::path::Path) -> Result<()> {
+    writer
+        .flush()
+        .with_context(|| format!("writing {}", path.display()))?;
+    writer.into_inner().map_err(|e| e.into_error())?.keep()
+}
+
+fn against(store: &Store, query: Option<&str>) -> Result<Against> {
+    Ok(match query {
+        None => Against::Parent,
+        Some("none") => Against::Nothing,
+        Some(query) => Against::Layer(find(store, query)?),
+    })
+}

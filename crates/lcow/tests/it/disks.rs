@@ -1,0 +1,161 @@
+use std::io::Write;
+use std::process::Stdio;
+
+use crate::archive::{gzip, noise, tar};
+use crate::support::{Lab, stderr, str};
+
+#[test]
+fn tar_to_disk_and_back() {
+    let lab = Lab::new();
+    let original = tar(&[
+        ("etc/", b""),
+        ("etc/motd", b"hello\n"),
+        ("big", &noise(500_000, 3)),
+    ]);
+    let input = lab.write("in.tar", &original);
+    let zipped = lab.write("in.tar.gz", &gzip(&original));
+    lab.ok(&[
+        "disk",
+        "from-tar",
+        "-i",
+        str(&input),
+        "-o",
+        "a.vhd",
+        "--vhd",
+        "--split",
+        "a.split",
+    ]);
+    lab.ok(&[
+        "disk",
+        "from-tar",
+        "-i",
+        str(&zipped),
+        "-o",
+        "b.vhd",
+        "--vhd",
+    ]);
+    let (a, b) = (
+        std::fs::read(lab.path("a.vhd")).unwrap(),
+        std::fs::read(lab.path("b.vhd")).unwrap(),
+    );
+    assert!(a == b, "the same tar gives the same disk");
+    assert_eq!(&a[a.len() - 512..][..8], b"conectix");
+    assert_eq!(
+        lab.run(&["disk", "to-tar", "a.vhd", "--split", "a.split"])
+            .stdout,
+        original
+    );
+
+    lab.ok(&["disk", "from-tar", "-i", str(&input), "-o", "c.ext4"]);
+    lcow_testkit::e2fsck(&lab.path("c.ext4"));
+    let canonical = lab.run(&["disk", "to-tar", "c.ext4"]).stdout;
+    lab.ok(&["disk", "to-tar", "c.ext4", "-o", "out.tar"]);
+    assert_eq!(std::fs::read(lab.path("out.tar")).unwrap(), canonical);
+
+    assert_eq!(lab.ok(&["disk", "cat", "c.ext4", "/etc/motd"]), "hello\n");
+    assert_eq!(lab.ok(&["disk", "ls", "c.ext4"]), "big\netc/\n");
+    assert_eq!(
+        lab.ok(&["disk", "ls", "c.ext4", "-R"]),
+        "big\netc/\netc/motd\n"
+    );
+    assert!(
+        lab.ok(&["disk", "ls", "c.ext4", "-l", "/etc"])
+            .starts_with("-rwxr-xr-x    1     0     0            6 2023-11-14T22:13:20Z motd")
+    );
+    let lines = lab.json(&["disk", "ls", "c.ext4", "/big"]);
+    assert_eq!(lines[0]["size"], 500_000);
+    let info = lab.json(&["disk", "inspect", "a.vhd"]);
+    assert_eq!(info[0]["size"], a.len());
+    assert_eq!(info[0]["vhd"]["size"], a.len() - 512);
+    lab.ok(&["disk", "verify", "a.vhd", "--data"]);
+
+    // As a partition of a larger disk.
+    let mut disk = vec![0; 1 << 20];
+    disk.extend_from_slice(&std::fs::read(lab.path("c.ext4")).unwrap());
+    lab.write("disk.img", &disk);
+    let error = lab.fails(1, &["disk", "ls", "disk.img"]);
+    assert!(error.contains("--offset"), "{error}");
+    assert_eq!(
+        lab.run(&["disk", "to-tar", "disk.img", "--offset", "1048576"])
+            .stdout,
+        canonical
+    );
+}
+
+#[test]
+fn a_tar_through_pipes() {
+    let lab = Lab::new();
+    let mut command = lab.command(&["disk", "from-tar", "-o", "x.ext4"]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(&tar(&[("a", b"1")]))
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(lab.ok(&["disk", "cat", "x.ext4", "a"]), "1");
+}
+
+#[test]
+fn blank_disks() {
+    let lab = Lab::new();
+    lab.ok(&[
+        "disk", "mkfs", "x.ext4", "--size", "64M", "--label", "blank",
+    ]);
+    lcow_testkit::e2fsck(&lab.path("x.ext4"));
+    assert_eq!(
+        lab.json(&["disk", "inspect", "x.ext4"])[0]["label"],
+        "blank"
+    );
+    let error = lab.fails(1, &["disk", "mkfs", "x.ext4", "--size", "64M"]);
+    assert!(error.contains("--force"), "{error}");
+    lab.fails(2, &["disk", "mkfs", "y.ext4", "--size", "1M"]);
+    assert!(!lab.path("y.ext4").exists());
+}
+
+#[test]
+fn failures_leave_no_file() {
+    let lab = Lab::new();
+    let original = tar(&[("a", &noise(100_000, 1))]);
+    let cut = lab.write("cut.tar", &original[..50_000]);
+    let hostile = lab.write("hostile.tar", &{
+        let mut bytes = tar(&[("aaaa", b"")]);
+        bytes[..4].copy_from_slice(b"../x");
+        let sum: u32 = bytes[..512]
+            .iter()
+            .enumerate()
+            .map(|(i, b)| {
+                if (148..156).contains(&i) {
+                    32
+                } else {
+                    u32::from(*b)
+                }
+            })
+            .sum();
+        bytes[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        bytes
+    });
+    for (input, expected) in [(&cut, "50000"), (&hostile, "leaves the root")] {
+        for extra in [&[][..], &["--split", "x.split"]] {
+            let args = [
+                &["disk", "from-tar", "-i", str(input), "-o", "x.ext4"],
+                extra,
+            ]
+            .concat();
+            let error = lab.fails(1, &args);
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+    let left: Vec<_> = std::fs::read_dir(lab.directory.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(left.len(), 2, "only the inputs are there: {left:?}");
+    let output = lab.run(&["disk", "cat", "cut.tar", "x"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+}
