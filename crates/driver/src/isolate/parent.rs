@@ -94,7 +94,7 @@ pub(super) fn run(
 
     let (fed, report, noise) = std::thread::scope(|scope| {
         scope.spawn(|| child.watch(cancel));
-        let noise = scope.spawn(move || stderr.map(|e| read_some(e)).unwrap_or_default());
+        let noise = scope.spawn(move || stderr.map(read_some).unwrap_or_default());
         let fed = match (reader, stdin) {
             (Some(reader), Some(stdin)) => feed(reader, stdin, cancel),
             _ => Ok(()),

@@ -299,7 +299,7 @@ impl Store {
             && *expected != done.diff_id
         {
             return Err(DriverError::WrongDiffId {
-                expected: expected.clone(),
+                expected: *expected,
                 found: done.diff_id,
             });
         }

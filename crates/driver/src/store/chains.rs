@@ -14,7 +14,10 @@ use crate::{DriverError, LayerId, files};
 type Stamp = (u64, u64, i128, i128);
 
 #[derive(Debug, Default)]
-pub(super) struct Cache(Mutex<HashMap<LayerId, (Stamp, Arc<[LayerId]>)>>);
+pub(super) struct Cache(Mutex<HashMap<LayerId, Known>>);
+
+/// A chain, and the version of its file that it was read from.
+type Known = (Stamp, Arc<[LayerId]>);
 
 impl Inner {
     /// The ids of all layers, unsorted. Names that are no layer's are passed over.

@@ -54,7 +54,7 @@ pub(super) fn recover(inner: &Inner) -> Result<Recovery, DriverError> {
         } else if LayerId::new(&name).is_ok() && entry.file_type().is_ok_and(|t| t.is_dir()) {
             half_made(&path).map(|names| {
                 done.deleted
-                    .extend(names.iter().map(|n| format!("{name}/{n}")))
+                    .extend(names.iter().map(|n| format!("{name}/{n}")));
             })
         } else {
             Ok(())

@@ -67,7 +67,7 @@ fn create_refuses_existing_ids_and_missing_parents_and_leaves_nothing() {
     );
     match store.create(&id("b"), Some(&id("no"))) {
         Err(DriverError::NoParent { id: b, parent }) => {
-            assert_eq!((b, parent), (id("b"), id("no")))
+            assert_eq!((b, parent), (id("b"), id("no")));
         }
         other => panic!("{other:?}"),
     }
