@@ -25,7 +25,9 @@ pub struct ChunkTooLong {
 pub fn header(len: usize) -> Result<[u8; CHUNK_HEADER], ChunkTooLong> {
     match u32::try_from(len) {
         Ok(short) if len <= MAX_CHUNK => Ok(short.to_le_bytes()),
-        _ => Err(ChunkTooLong { len: u64::try_from(len).unwrap_or(u64::MAX) }),
+        _ => Err(ChunkTooLong {
+            len: u64::try_from(len).unwrap_or(u64::MAX),
+        }),
     }
 }
 
@@ -37,6 +39,8 @@ pub fn len(header: [u8; CHUNK_HEADER]) -> Result<usize, ChunkTooLong> {
     let len = u32::from_le_bytes(header);
     match usize::try_from(len) {
         Ok(short) if short <= MAX_CHUNK => Ok(short),
-        _ => Err(ChunkTooLong { len: u64::from(len) }),
+        _ => Err(ChunkTooLong {
+            len: u64::from(len),
+        }),
     }
 }

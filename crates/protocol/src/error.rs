@@ -46,13 +46,22 @@ impl RemoteError {
     /// An error of `kind` in `operation`.
     #[must_use]
     pub fn new(kind: ErrorKind, operation: impl Into<String>) -> Self {
-        Self { kind, errno: 0, operation: operation.into(), path: None, detail: String::new() }
+        Self {
+            kind,
+            errno: 0,
+            operation: operation.into(),
+            path: None,
+            detail: String::new(),
+        }
     }
 
     /// A failed system call.
     #[must_use]
     pub fn system(operation: impl Into<String>, errno: i32) -> Self {
-        Self { errno, ..Self::new(ErrorKind::System, operation) }
+        Self {
+            errno,
+            ..Self::new(ErrorKind::System, operation)
+        }
     }
 
     /// Adds the path.

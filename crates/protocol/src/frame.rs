@@ -40,8 +40,11 @@ pub enum FrameError {
 /// # Errors
 /// [`FrameError::TooLong`] if the message does not fit a frame.
 pub fn encode_frame<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
-    let body = postcard::to_stdvec(message).map_err(|source| FrameError::Malformed { len: 0, source })?;
-    let too_long = || FrameError::TooLong { len: u64::try_from(body.len()).unwrap_or(u64::MAX) };
+    let body =
+        postcard::to_stdvec(message).map_err(|source| FrameError::Malformed { len: 0, source })?;
+    let too_long = || FrameError::TooLong {
+        len: u64::try_from(body.len()).unwrap_or(u64::MAX),
+    };
     if body.len() > MAX_FRAME {
         return Err(too_long());
     }
@@ -60,7 +63,9 @@ pub fn frame_len(header: [u8; HEADER_LEN]) -> Result<usize, FrameError> {
     let len = u32::from_le_bytes(header);
     match usize::try_from(len) {
         Ok(len) if len <= MAX_FRAME => Ok(len),
-        _ => Err(FrameError::TooLong { len: u64::from(len) }),
+        _ => Err(FrameError::TooLong {
+            len: u64::from(len),
+        }),
     }
 }
 
@@ -69,9 +74,16 @@ pub fn frame_len(header: [u8; HEADER_LEN]) -> Result<usize, FrameError> {
 /// # Errors
 /// [`FrameError::Malformed`] or [`FrameError::Trailing`].
 pub fn decode_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
-    let (message, rest) = postcard::take_from_bytes(body)
-        .map_err(|source| FrameError::Malformed { len: body.len(), source })?;
-    if rest.is_empty() { Ok(message) } else { Err(FrameError::Trailing { extra: rest.len() }) }
+    let (message, rest) =
+        postcard::take_from_bytes(body).map_err(|source| FrameError::Malformed {
+            len: body.len(),
+            source,
+        })?;
+    if rest.is_empty() {
+        Ok(message)
+    } else {
+        Err(FrameError::Trailing { extra: rest.len() })
+    }
 }
 
 /// Finds frames in bytes that arrive in pieces.
@@ -97,11 +109,18 @@ impl FrameDecoder {
     ///
     /// # Errors
     /// [`FrameError`]; the stream can't be used after it.
-    #[expect(clippy::should_implement_trait, reason = "each message may have its own type")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "each message may have its own type"
+    )]
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
-        let Some(header) = self.buffer.first_chunk::<HEADER_LEN>() else { return Ok(None) };
+        let Some(header) = self.buffer.first_chunk::<HEADER_LEN>() else {
+            return Ok(None);
+        };
         let end = frame_len(*header)?.saturating_add(HEADER_LEN);
-        let Some(body) = self.buffer.get(HEADER_LEN..end) else { return Ok(None) };
+        let Some(body) = self.buffer.get(HEADER_LEN..end) else {
+            return Ok(None);
+        };
         let message = decode_body(body)?;
         self.buffer.drain(..end);
         Ok(Some(message))

@@ -105,7 +105,10 @@ impl Hello {
     ///
     /// # Errors
     /// As [`decode`](Self::decode), and [`HandshakeError::Nonce`].
-    pub fn accept(bytes: &[u8; HELLO_LEN], nonce: &[u8; NONCE_LEN]) -> Result<Self, HandshakeError> {
+    pub fn accept(
+        bytes: &[u8; HELLO_LEN],
+        nonce: &[u8; NONCE_LEN],
+    ) -> Result<Self, HandshakeError> {
         let hello = Self::decode(Role::Guest, bytes)?;
         if hello.nonce != *nonce {
             return Err(HandshakeError::Nonce);

@@ -42,12 +42,14 @@ mod handshake;
 mod message;
 
 pub use error::{ErrorKind, RemoteError};
-pub use frame::{FrameDecoder, FrameError, HEADER_LEN, MAX_FRAME, decode_body, encode_frame, frame_len};
+pub use frame::{
+    FrameDecoder, FrameError, HEADER_LEN, MAX_FRAME, decode_body, encode_frame, frame_len,
+};
 pub use handshake::{HELLO_LEN, HandshakeError, Hello, NONCE_LEN, Role, VERSION};
 pub use message::{
-    AgentInfo, Call, DiskId, DiskMount, ExecSpec, ExitStatus, Identity, ProcessControl, ProcessEvent,
-    ProcessId, Reply, Request, RequestId, Response, ScsiAddress, Statistics, Stdio, UnionId,
-    UnionSpec,
+    AgentInfo, Call, DiskId, DiskMount, ExecSpec, ExitStatus, Identity, ProcessControl,
+    ProcessEvent, ProcessId, Reply, Request, RequestId, Response, ScsiAddress, Statistics, Stdio,
+    UnionId, UnionSpec,
 };
 
 /// Name of the virtio-serial port the agent opens: `/dev/virtio-ports/<name>`, or found through

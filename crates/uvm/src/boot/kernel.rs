@@ -7,7 +7,7 @@
 use super::{Key, cached, modules};
 use crate::{MachineConfig, UvmError};
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
 /// Largest kernel taken, in bytes, compressed or not.
@@ -293,6 +293,7 @@ pub(super) fn bootable(mut kernel: Kernel, cache: &Path) -> Result<File, UvmErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     fn bzimage(release: &str, payload: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; 1024];

@@ -1,0 +1,11 @@
+//! The utility VM, with the real QEMU where it is installed and with a fake machine for the rest.
+//!
+//! Everything here emulates (`Accel::Tcg`): that is what works everywhere. A boot costs two seconds of CPU, so the tests of
+//! one theme share a machine.
+
+mod boots;
+mod disks;
+mod fake;
+mod faults;
+mod processes;
+mod support;
