@@ -1,4 +1,11 @@
-//! The crate's tests, by theme.
+//! Tests of `lcow-layer` from outside, by theme.
 
+mod apply;
+mod canonical;
+mod corpora;
+mod differences;
 mod forest;
+mod kernel;
+mod support;
+mod tars;
 mod unions;
