@@ -657,8 +657,8 @@ impl Merged {
                 }
                 self.sparse.pairs.push(number);
             }
-            b"SCHILY.acl.access" => self.acl(b"system.posix_acl_access", value)?,
-            b"SCHILY.acl.default" => self.acl(b"system.posix_acl_default", value)?,
+            b"SCHILY.acl.access" => self.acl(b"system.posix_acl_access", value),
+            b"SCHILY.acl.default" => self.acl(b"system.posix_acl_default", value),
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     set(&mut self.xattrs, pax::gnu_unescape(name), value.to_vec());
@@ -672,13 +672,11 @@ impl Merged {
         Ok(())
     }
 
-    fn acl(&mut self, name: &[u8], text: &[u8]) -> Result<(), Malformed> {
-        let acl = super::acl::parse(text, name.ends_with(b"default"))
-            .ok_or(Malformed::Pax("an ACL is not in text form"))?;
-        if let Some(acl) = acl {
+    /// An ACL that can't be read (one with names instead of numbers, or not a POSIX one) is left out, as by Go and bsdtar.
+    fn acl(&mut self, name: &[u8], text: &[u8]) {
+        if let Some(Some(acl)) = super::acl::parse(text, name.ends_with(b"default")) {
             set(&mut self.xattrs, name.to_vec(), acl);
         }
-        Ok(())
     }
 
     /// Moves everything into the entry but the sparse file's records.

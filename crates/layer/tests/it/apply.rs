@@ -18,7 +18,10 @@ fn shape(tree: &Tree) -> String {
         match FileType::from_mode(node.mode) {
             Some(FileType::Directory) => text.push('/'),
             Some(FileType::Symlink) => {
-                text = format!("{text}>{}", String::from_utf8_lossy(node.link.as_ref().unwrap()));
+                text = format!(
+                    "{text}>{}",
+                    String::from_utf8_lossy(node.link.as_ref().unwrap())
+                );
             }
             Some(FileType::CharDevice) => text = format!("{text}={:?}", node.device.unwrap()),
             _ => text = format!("{text}={}", node.size),
@@ -26,7 +29,11 @@ fn shape(tree: &Tree) -> String {
         if node.links > 1 && !text.ends_with('/') {
             text = format!("{text}x{}", node.links);
         }
-        if node.xattrs.iter().any(|(name, _)| name == b"trusted.overlay.opaque") {
+        if node
+            .xattrs
+            .iter()
+            .any(|(name, _)| name == b"trusted.overlay.opaque")
+        {
             text.push('!');
         }
         out.push(text);
@@ -43,7 +50,13 @@ fn applied(tar: &[u8], options: &ApplyOptions) -> Tree {
 
 pub(crate) fn assert_exact(made: &Made, tar: &[u8]) {
     let mut out = Vec::new();
-    let report = exact(&made.disk, &made.split[..], Some(&made.applied.diff_id), &mut out).unwrap();
+    let report = exact(
+        &made.disk,
+        &made.split[..],
+        Some(&made.applied.diff_id),
+        &mut out,
+    )
+    .unwrap();
     assert_eq!(report.size, tar.len() as u64);
     assert!(out == tar, "the tar came out different");
 }
@@ -58,22 +71,44 @@ fn order_and_repetition() {
         (vec![f("a/b", b"1"), d("a/")], "a/ a/b=1"),
         (vec![d("a"), f("a", b"1")], "a=1"),
         (vec![f("a", b"1"), d("a"), f("a/b", b"")], "a/ a/b=0"),
-        (vec![f("a/b/c", b"1"), f("a", b"22"), d("a"), f("a/b", b"333")], "a/ a/b=3"),
+        (
+            vec![f("a/b/c", b"1"), f("a", b"22"), d("a"), f("a/b", b"333")],
+            "a/ a/b=3",
+        ),
         (vec![f("a", b"1"), l("b", "a"), f("a", b"22")], "a=2 b=1"),
         (vec![f("a", b"1"), l("b", "a")], "a=1x2 b=1x2"),
         (vec![f("a", b"1"), l("a", "a")], "a=1"),
-        (vec![f("a", b"1"), l("b", "./x/../a"), l("c", "/b")], "a=1x3 b=1x3 c=1x3"),
+        (
+            vec![f("a", b"1"), l("b", "./x/../a"), l("c", "/b")],
+            "a=1x3 b=1x3 c=1x3",
+        ),
         (vec![s("a", "b"), l("c", "a")], "a>bx2 c>bx2"),
         (vec![s("a", "b"), f("a", b"1")], "a=1"),
         (vec![f("a", b"1"), s("a", "/etc/passwd")], "a>/etc/passwd"),
         (vec![s("a", "b"), d("a"), f("a/x", b"")], "a/ a/x=0"),
-        (vec![f("/abs/./x//y", b"1"), f("abs/z/../w", b"1")], "abs/ abs/w=1 abs/x/ abs/x/y=1"),
+        (
+            vec![f("/abs/./x//y", b"1"), f("abs/z/../w", b"1")],
+            "abs/ abs/w=1 abs/x/ abs/x/y=1",
+        ),
         (vec![d("./"), f("./a", b"")], "a=0"),
-        (vec![Hand::new(0, "old/"), Hand::new(0, "old/f")], "old/ old/f=0"),
+        (
+            vec![Hand::new(0, "old/"), Hand::new(0, "old/f")],
+            "old/ old/f=0",
+        ),
         (vec![d("d").octal_at(124, 11, 5000), f("f", b"1")], "d/ f=1"),
-        (vec![f("f", b"1"), l("l", "f").octal_at(124, 11, 5000), s("s", "f").octal_at(124, 11, 9)], "f=1x2 l=1x2 s>f"),
+        (
+            vec![
+                f("f", b"1"),
+                l("l", "f").octal_at(124, 11, 5000),
+                s("s", "f").octal_at(124, 11, 9),
+            ],
+            "f=1x2 l=1x2 s>f",
+        ),
         (vec![Hand::new(b'7', "c").data(b"123")], "c=3"),
-        (vec![f(".wh.a", b""), f("b/.wh..wh..opq", b"")], ".wh.a=0 b/ b/.wh..wh..opq=0"),
+        (
+            vec![f(".wh.a", b""), f("b/.wh..wh..opq", b"")],
+            ".wh.a=0 b/ b/.wh..wh..opq=0",
+        ),
     ] {
         let plain = ApplyOptions {
             overlay: false,
@@ -92,23 +127,43 @@ fn whiteouts() {
         (vec![f(".wh.a", b"")], "a=(0, 0)"),
         (vec![f("d/.wh.a", b"with content")], "d/ d/a=(0, 0)"),
         (vec![f("d/.wh..wh..opq", b""), d("d")], "d/!"),
-        (vec![d("d"), f("d/x", b""), f("d/.wh..wh..opq", b"")], "d/! d/x=0"),
-        (vec![f("d/.wh..wh..opq", b""), Hand::pax(&[("SCHILY.xattr.user.x", b"y")]), d("d")], "d/!"),
+        (
+            vec![d("d"), f("d/x", b""), f("d/.wh..wh..opq", b"")],
+            "d/! d/x=0",
+        ),
+        (
+            vec![
+                f("d/.wh..wh..opq", b""),
+                Hand::pax(&[("SCHILY.xattr.user.x", b"y")]),
+                d("d"),
+            ],
+            "d/!",
+        ),
         (vec![f(".wh.a", b""), f("a", b"1")], "a=1"),
         (vec![f("a", b"1"), f(".wh.a", b"")], "a=1"),
         (vec![f(".wh.a", b""), d("a")], "a/!"),
         (vec![d("a"), f(".wh.a", b"")], "a/!"),
         (vec![f(".wh.a", b""), f("a/b", b"")], "a/! a/b=0"),
         (vec![f(".wh.a", b""), f(".wh.a", b"")], "a=(0, 0)"),
-        (vec![f(".wh..wh.plnk", b"data"), f(".wh..wh.aufs/x", b"more")], ""),
+        (
+            vec![f(".wh..wh.plnk", b"data"), f(".wh..wh.aufs/x", b"more")],
+            "",
+        ),
         (vec![Hand::link(".wh.a", ".wh..wh.aufs")], "a=(0, 0)"),
     ] {
         let bytes = tar(&entries);
-        assert_eq!(shape(&applied(&bytes, &ApplyOptions::default())), expected, "{entries:?}");
+        assert_eq!(
+            shape(&applied(&bytes, &ApplyOptions::default())),
+            expected,
+            "{entries:?}"
+        );
     }
     let root = tar(&[f(".wh..wh..opq", b"")]);
     let root = applied(&root, &ApplyOptions::default());
-    assert_eq!(root[&b""[..]].xattrs, [(b"trusted.overlay.opaque".to_vec(), b"y".to_vec())]);
+    assert_eq!(
+        root[&b""[..]].xattrs,
+        [(b"trusted.overlay.opaque".to_vec(), b"y".to_vec())]
+    );
 }
 
 #[test]
@@ -123,17 +178,28 @@ fn metadata_is_kept() {
         ]),
         Hand::file("f", b"").octal_at(100, 7, 0o6755),
         Hand::file("plain", b""),
-        Hand::new(b'4', "b").octal_at(329, 7, 259).octal_at(337, 7, 70000),
+        Hand::new(b'4', "b")
+            .octal_at(329, 7, 259)
+            .octal_at(337, 7, 70000),
         Hand::new(b'6', "p").octal_at(100, 7, 0o1600),
     ]);
     let tree = applied(&bytes, &ApplyOptions::default());
     let f = &tree[&b"f"[..]];
-    assert_eq!((f.mode, f.uid, f.mtime.secs, f.mtime.nanos), (0o106_755, 4_000_000_000, -2, 750_000_000));
+    assert_eq!(
+        (f.mode, f.uid, f.mtime.secs, f.mtime.nanos),
+        (0o106_755, 4_000_000_000, -2, 750_000_000)
+    );
     assert_eq!(
         f.xattrs,
-        [(b"user.k".to_vec(), b"a\0b".to_vec()), (b"user.l".to_vec(), b"abc".to_vec())]
+        [
+            (b"user.k".to_vec(), b"a\0b".to_vec()),
+            (b"user.l".to_vec(), b"abc".to_vec())
+        ]
     );
-    assert_eq!((tree[&b"plain"[..]].uid, tree[&b"plain"[..]].xattrs.len()), (0, 0));
+    assert_eq!(
+        (tree[&b"plain"[..]].uid, tree[&b"plain"[..]].xattrs.len()),
+        (0, 0)
+    );
     assert_eq!(tree[&b"b"[..]].device, Some((259, 70000)));
     assert_eq!(tree[&b"p"[..]].mode, 0o011_600);
 }
@@ -147,33 +213,76 @@ fn hostile_entries_are_refused() {
     type Check = fn(&Refusal) -> bool;
     let cases: Vec<(Vec<Hand>, Check)> = vec![
         (vec![f("../a", b"")], |r| matches!(r, Refusal::LeavesRoot)),
-        (vec![f("a/../../b", b"")], |r| matches!(r, Refusal::LeavesRoot)),
+        (vec![f("a/../../b", b"")], |r| {
+            matches!(r, Refusal::LeavesRoot)
+        }),
         (vec![d("..")], |r| matches!(r, Refusal::LeavesRoot)),
         (vec![f(".", b"")], |r| matches!(r, Refusal::NoName)),
         (vec![f("", b"")], |r| matches!(r, Refusal::NoName)),
         (vec![s("a/..", "x")], |r| matches!(r, Refusal::NoName)),
-        (vec![s("a", "/etc"), f("a/passwd", b"")], |r| matches!(r, Refusal::SymlinkInPath(_))),
-        (vec![s("a", "."), d("a/b/c")], |r| matches!(r, Refusal::SymlinkInPath(_))),
-        (vec![f("a", b""), f("a/b", b"")], |r| matches!(r, Refusal::NotADirectory(_))),
-        (vec![l("a", "nothing")], |r| matches!(r, Refusal::MissingTarget(_))),
-        (vec![l("a", "../x")], |r| matches!(r, Refusal::TargetLeavesRoot(_))),
-        (vec![f(".wh.x", b""), l("a", "x")], |r| matches!(r, Refusal::MissingTarget(_))),
-        (vec![d("d"), l("a", "d")], |r| matches!(r, Refusal::LinkToDirectory(_))),
-        (vec![l("a", "/")], |r| matches!(r, Refusal::LinkToDirectory(_))),
-        (vec![f("d/x", b""), l("d", "d/x")], |r| matches!(r, Refusal::MissingTarget(_))),
-        (vec![s("a", "/etc"), l("b", "a/passwd")], |r| matches!(r, Refusal::SymlinkInTarget(_))),
+        (vec![s("a", "/etc"), f("a/passwd", b"")], |r| {
+            matches!(r, Refusal::SymlinkInPath(_))
+        }),
+        (vec![s("a", "."), d("a/b/c")], |r| {
+            matches!(r, Refusal::SymlinkInPath(_))
+        }),
+        (vec![f("a", b""), f("a/b", b"")], |r| {
+            matches!(r, Refusal::NotADirectory(_))
+        }),
+        (vec![l("a", "nothing")], |r| {
+            matches!(r, Refusal::MissingTarget(_))
+        }),
+        (vec![l("a", "../x")], |r| {
+            matches!(r, Refusal::TargetLeavesRoot(_))
+        }),
+        (vec![f(".wh.x", b""), l("a", "x")], |r| {
+            matches!(r, Refusal::MissingTarget(_))
+        }),
+        (vec![d("d"), l("a", "d")], |r| {
+            matches!(r, Refusal::LinkToDirectory(_))
+        }),
+        (vec![l("a", "/")], |r| {
+            matches!(r, Refusal::LinkToDirectory(_))
+        }),
+        (vec![f("d/x", b""), l("d", "d/x")], |r| {
+            matches!(r, Refusal::MissingTarget(_))
+        }),
+        (vec![s("a", "/etc"), l("b", "a/passwd")], |r| {
+            matches!(r, Refusal::SymlinkInTarget(_))
+        }),
         (vec![s("a", "")], |r| matches!(r, Refusal::SymlinkTarget(0))),
-        (vec![pax("linkpath", &[b'x'; 4096]), s("a", "")], |r| matches!(r, Refusal::SymlinkTarget(4096))),
-        (vec![pax("path", long.as_bytes()), f("a", b"")], |r| matches!(r, Refusal::NameTooLong(256))),
-        (vec![pax("path", format!("{long}/b").as_bytes()), f("a", b"")], |r| matches!(r, Refusal::NameTooLong(256))),
-        (vec![pax("uid", b"-1"), f("a", b"")], |r| matches!(r, Refusal::OutOfRange { .. })),
-        (vec![pax("gid", b"4294967296"), f("a", b"")], |r| matches!(r, Refusal::OutOfRange { .. })),
-        (vec![Hand::new(b'3', "n").octal_at(329, 7, 4096)], |r| matches!(r, Refusal::OutOfRange { .. })),
-        (vec![Hand::new(b'V', "label")], |r| matches!(r, Refusal::Type('V'))),
-        (vec![f(".wh.", b"")], |r| matches!(r, Refusal::EmptyWhiteout)),
-        (vec![f(".wh...", b"")], |r| matches!(r, Refusal::EmptyWhiteout)),
+        (vec![pax("linkpath", &[b'x'; 4096]), s("a", "")], |r| {
+            matches!(r, Refusal::SymlinkTarget(4096))
+        }),
+        (vec![pax("path", long.as_bytes()), f("a", b"")], |r| {
+            matches!(r, Refusal::NameTooLong(256))
+        }),
+        (
+            vec![pax("path", format!("{long}/b").as_bytes()), f("a", b"")],
+            |r| matches!(r, Refusal::NameTooLong(256)),
+        ),
+        (vec![pax("uid", b"-1"), f("a", b"")], |r| {
+            matches!(r, Refusal::OutOfRange { .. })
+        }),
+        (vec![pax("gid", b"4294967296"), f("a", b"")], |r| {
+            matches!(r, Refusal::OutOfRange { .. })
+        }),
+        (vec![Hand::new(b'3', "n").octal_at(329, 7, 4096)], |r| {
+            matches!(r, Refusal::OutOfRange { .. })
+        }),
+        (vec![Hand::new(b'V', "label")], |r| {
+            matches!(r, Refusal::Type('V'))
+        }),
+        (vec![f(".wh.", b"")], |r| {
+            matches!(r, Refusal::EmptyWhiteout)
+        }),
+        (vec![f(".wh...", b"")], |r| {
+            matches!(r, Refusal::EmptyWhiteout)
+        }),
         (vec![d(".wh.a")], |r| matches!(r, Refusal::WhiteoutType)),
-        (vec![f(".wh.a/b", b"")], |r| matches!(r, Refusal::BelowWhiteout(_))),
+        (vec![f(".wh.a/b", b"")], |r| {
+            matches!(r, Refusal::BelowWhiteout(_))
+        }),
     ];
     for (entries, check) in cases {
         let last = entries.last().unwrap().finish().len();
@@ -202,27 +311,59 @@ fn damaged_archives_are_told_apart() {
     garbage.push(1);
     let large = Hand::new(b'x', "p").octal_at(124, 11, (1 << 20) + 1);
     let long_name = Hand::new(b'L', "p").octal_at(124, 11, (1 << 20) + 1);
-    let bad = |reason: Malformed, at: u64| {
-        move |e: &ApplyError| {
-            matches!(e, ApplyError::BadArchive { reason: r, offset, .. } if *r == reason && *offset == at)
-        }
-    };
+    let bad = |reason: Malformed, at: u64| move |e: &ApplyError| matches!(e, ApplyError::BadArchive { reason: r, offset, .. } if *r == reason && *offset == at);
     type Check = Box<dyn Fn(&ApplyError) -> bool>;
     let cut = |at: u64| -> Check {
         Box::new(move |e| matches!(e, ApplyError::Truncated { offset, .. } if *offset == at))
     };
     let cases: Vec<(&str, Vec<u8>, Check)> = vec![
         ("inside data", whole[..900].to_vec(), cut(900)),
-        ("inside a header", [&whole[..1536], &f().finish()[..100]].concat(), cut(1636)),
-        ("after a PAX header", Hand::pax(&[("path", b"x")]).finish(), cut(1024)),
+        (
+            "inside a header",
+            [&whole[..1536], &f().finish()[..100]].concat(),
+            cut(1636),
+        ),
+        (
+            "after a PAX header",
+            Hand::pax(&[("path", b"x")]).finish(),
+            cut(1024),
+        ),
         ("flipped", flipped, Box::new(bad(Malformed::Checksum, 1536))),
-        ("lone zero block", lone, Box::new(bad(Malformed::LoneZeroBlock, 1536))),
-        ("garbage", garbage, Box::new(bad(Malformed::TrailingGarbage, 5000))),
-        ("large PAX", tar(&[large, f()]), Box::new(bad(Malformed::TooLong("a PAX header"), 0))),
-        ("long name", tar(&[long_name, f()]), Box::new(bad(Malformed::TooLong("a GNU long name"), 0))),
-        ("empty", Vec::new(), Box::new(|e| matches!(e, ApplyError::NotATar { .. }))),
-        ("text", vec![b'x'; 2000], Box::new(|e| matches!(e, ApplyError::NotATar { .. }))),
-        ("short", vec![b'x'; 20], Box::new(|e| matches!(e, ApplyError::NotATar { .. }))),
+        (
+            "lone zero block",
+            lone,
+            Box::new(bad(Malformed::LoneZeroBlock, 1536)),
+        ),
+        (
+            "garbage",
+            garbage,
+            Box::new(bad(Malformed::TrailingGarbage, 5000)),
+        ),
+        (
+            "large PAX",
+            tar(&[large, f()]),
+            Box::new(bad(Malformed::TooLong("a PAX header"), 0)),
+        ),
+        (
+            "long name",
+            tar(&[long_name, f()]),
+            Box::new(bad(Malformed::TooLong("a GNU long name"), 0)),
+        ),
+        (
+            "empty",
+            Vec::new(),
+            Box::new(|e| matches!(e, ApplyError::NotATar { .. })),
+        ),
+        (
+            "text",
+            vec![b'x'; 2000],
+            Box::new(|e| matches!(e, ApplyError::NotATar { .. })),
+        ),
+        (
+            "short",
+            vec![b'x'; 20],
+            Box::new(|e| matches!(e, ApplyError::NotATar { .. })),
+        ),
         (
             "negative size",
             tar(&[Hand::new(b'0', "f").bytes(124, &[0xff; 12])]),
@@ -239,7 +380,11 @@ fn damaged_archives_are_told_apart() {
         assert!(check(&error), "{name}: {error:?}");
     }
     // Not errors: no end at all, half of the padding, a great deal of padding.
-    for good in [&whole[..1536], &whole[..1300], &[&whole[..], &[0; 20_001]].concat()] {
+    for good in [
+        &whole[..1536],
+        &whole[..1300],
+        &[&whole[..], &[0; 20_001]].concat(),
+    ] {
         let made = make(good).unwrap();
         assert_exact(&made, good);
     }
@@ -263,7 +408,9 @@ fn input_errors_come_through_with_their_place() {
     let error = lcow_layer::apply::apply(Failing(400), &disk, None, &ApplyOptions::default());
     let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
-    assert!(matches!(error, ApplyError::Io { ref source, .. } if source.to_string() == "cable pulled"));
+    assert!(
+        matches!(error, ApplyError::Io { ref source, .. } if source.to_string() == "cable pulled")
+    );
 }
 
 #[test]
@@ -273,13 +420,20 @@ fn a_bomb_is_stopped() {
         ratio_floor: 1 << 20,
         ..ApplyOptions::default()
     };
-    assert!(matches!(make_with(&bytes, &options), Err(ApplyError::Ratio { .. })));
+    assert!(matches!(
+        make_with(&bytes, &options),
+        Err(ApplyError::Ratio { .. })
+    ));
     make(&bytes).unwrap();
 }
 
 #[test]
 fn the_same_tar_gives_the_same_bytes() {
-    let bytes = tar(&[Hand::dir("d"), Hand::file("d/f", &[3; 10_000]), Hand::link("l", "d/f")]);
+    let bytes = tar(&[
+        Hand::dir("d"),
+        Hand::file("d/f", &[3; 10_000]),
+        Hand::link("l", "d/f"),
+    ]);
     let options = ApplyOptions {
         vhd: true,
         ..ApplyOptions::default()
@@ -301,7 +455,11 @@ fn the_same_tar_gives_the_same_bytes() {
 
 #[test]
 fn damaged_sidecars_are_errors() {
-    let bytes = tar(&[Hand::file("f", &[3; 10_000]), Hand::file("f", b"1"), Hand::dir("d")]);
+    let bytes = tar(&[
+        Hand::file("f", &[3; 10_000]),
+        Hand::file("f", b"1"),
+        Hand::dir("d"),
+    ]);
     let made = make(&bytes).unwrap();
     let plain = zstd::decode_all(&made.split[..]).unwrap();
     let run = |split: &[u8]| {
@@ -317,7 +475,10 @@ fn damaged_sidecars_are_errors() {
     }
     let mut newer = plain.clone();
     newer[8] = 2;
-    assert!(matches!(run(&newer), Err(ExactError::SplitVersion { version: 2 })));
+    assert!(matches!(
+        run(&newer),
+        Err(ExactError::SplitVersion { version: 2 })
+    ));
     assert!(run(&[&plain[..], b"x"].concat()).is_err());
     assert!(exact(&made.disk, &b"junk"[..], None, &mut std::io::sink()).is_err());
 }
@@ -325,10 +486,8 @@ fn damaged_sidecars_are_errors() {
 #[test]
 fn the_split_page_says_what_the_code_does() {
     use lcow_layer::split::format as f;
-    let page = std::fs::read_to_string(
-        lcow_testkit::workspace_root().join("docs/format/split.md"),
-    )
-    .unwrap();
+    let page = std::fs::read_to_string(lcow_testkit::workspace_root().join("docs/format/split.md"))
+        .unwrap();
     for (code, name) in [
         (f::OP_END, "END"),
         (f::OP_LITERAL, "LITERAL"),

@@ -5,6 +5,7 @@ mod canonical;
 mod corpora;
 mod differences;
 mod forest;
+mod gnu;
 mod kernel;
 mod support;
 mod tars;
