@@ -41,10 +41,10 @@ impl<'a> Watched<'a> {
         }
     }
 
-    /// Reads what is left, and gives the verdict on the whole.
+    /// Reads what is left of a blob with a descriptor, and gives the verdict on the whole.
     pub(crate) fn finish(&mut self, cancel: &Cancel) -> Result<(), ImageError> {
         let mut buffer = vec![0; if self.at_end { 0 } else { 64 << 10 }];
-        while !self.at_end && self.failed.is_none() {
+        while self.expected.is_some() && !self.at_end && self.failed.is_none() {
             if cancel.is_cancelled() {
                 return Err(ImageError::Cancelled);
             }

@@ -10,7 +10,7 @@ use lcow_driver::{
 };
 use lcow_layer::digest::{Digest, chain_id};
 
-use crate::archive::{EntryKind, Stream, Walker};
+use crate::archive::{Entry, EntryKind, Stream, Walker};
 use crate::documents::{MAX_DOCUMENT, RunConfig};
 use crate::hashing::Watched;
 use crate::plan::{Choice, PlannedImage, PlannedLayer, Unplanned, plan};
@@ -237,29 +237,8 @@ impl Session<'_> {
                 }
                 EntryKind::File => {}
             }
-            // A large blob. With a plan it is known what it is for.
-            if let Ok(images) = plan(&blobs, choice) {
-                self.one_name(&images, options)?;
-                let mut uses = Vec::new();
-                for (i, image) in images.iter().enumerate() {
-                    for (j, layer) in image.layers.iter().enumerate() {
-                        if layer.path == entry.path && !self.there_quietly(layer)? {
-                            uses.push((i, j));
-                        }
-                    }
-                }
-                match uses.as_slice() {
-                    [] => continue,
-                    &[(i, j)] => {
-                        let below = self.layers_below(&images[i], j, &mut blobs)?;
-                        if below {
-                            let size = Some(entry.size);
-                            self.layer(&images[i], j, size, &mut walker.data())?;
-                            continue;
-                        }
-                    }
-                    _ => {}
-                }
+            if self.large(&mut walker, &entry, &blobs, choice, options)? {
+                continue;
             }
             (self.progress)(Event::Waiting { size: entry.size });
             let file = spool
@@ -273,12 +252,48 @@ impl Session<'_> {
         Ok(images)
     }
 
+    /// Deals with a large blob as it passes, if what came before it says what it is for: it is not needed, or it is a layer
+    /// that can be made now. Gives whether it is dealt with.
+    fn large(
+        &mut self,
+        walker: &mut Walker<Stream<Box<dyn Read + Send + '_>>>,
+        entry: &Entry,
+        blobs: &Blobs,
+        choice: &Choice<'_>,
+        options: &LoadOptions,
+    ) -> Result<bool, ImageError> {
+        let images = match plan(blobs, choice) {
+            Ok(images) => images,
+            Err(Unplanned::Missing(_)) => return Ok(false),
+            // What came is wrong, and what is still to come can't mend it.
+            Err(Unplanned::Failed(error)) => return Err(error),
+        };
+        self.one_name(&images, options)?;
+        let mut uses = Vec::new();
+        for image in &images {
+            for (index, layer) in image.layers.iter().enumerate() {
+                if layer.path == entry.path && !self.there_quietly(layer)? {
+                    uses.push((image, index));
+                }
+            }
+        }
+        match *uses.as_slice() {
+            [] => Ok(true),
+            [(image, index)] if self.layers_below(image, index, blobs)? => {
+                self.layer(image, index, Some(entry.size), &mut walker.data())?;
+                Ok(true)
+            }
+            // It passes but once.
+            _ => Ok(false),
+        }
+    }
+
     /// Makes the layers below one, as far as their blobs are there. Gives whether all are.
     fn layers_below(
         &mut self,
         image: &PlannedImage,
         end: usize,
-        blobs: &mut Blobs,
+        blobs: &Blobs,
     ) -> Result<bool, ImageError> {
         for index in 0..end {
             let layer = &image.layers[index];

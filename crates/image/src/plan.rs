@@ -17,7 +17,6 @@ pub(crate) struct PlannedImage {
     /// The manifest as it came; `None` where the archive has none of its own.
     pub manifest: Option<Vec<u8>>,
     pub config: Vec<u8>,
-    pub parsed: Config,
     /// Base first.
     pub layers: Vec<PlannedLayer>,
 }
@@ -355,7 +354,6 @@ fn image(
         names: Vec::new(),
         manifest: None,
         config,
-        parsed,
         layers,
     })
 }

@@ -53,6 +53,14 @@ impl Image {
             .map_or_else(|| self.short_id(), ToString::to_string)
     }
 
+    /// Whether the text is the id or the manifest's digest, or begins one of them; with or without `sha256:`.
+    #[must_use]
+    pub fn begins_with(&self, text: &str) -> bool {
+        let digits = text.strip_prefix("sha256:").unwrap_or(text);
+        !digits.is_empty()
+            && (self.id.hex().starts_with(digits) || self.manifest.hex().starts_with(digits))
+    }
+
     /// The first 12 digits of the id.
     #[must_use]
     pub fn short_id(&self) -> String {
@@ -155,12 +163,9 @@ impl Images {
         {
             return Ok(image.clone());
         }
-        let digits = query.strip_prefix("sha256:").unwrap_or(query);
         let begins = |image: &&Image| {
-            let by_id = !digits.is_empty()
-                && (image.id.hex().starts_with(digits) || image.manifest.hex().starts_with(digits));
-            by_id
-                || !query.is_empty() && image.names.iter().any(|n| n.to_string().starts_with(query))
+            let named = |n: &Name| n.to_string().starts_with(query);
+            image.begins_with(query) || !query.is_empty() && image.names.iter().any(named)
         };
         let mut found: Vec<_> = images.iter().filter(begins).cloned().collect();
         match (found.pop(), found.is_empty()) {
@@ -202,7 +207,7 @@ impl Images {
         Ok(size)
     }
 
-    /// Removes a name, or, given an id or a beginning, the image with all its names. With the last name go the image and
+    /// Removes a name, or, given an id, the image with all its names. With the last name go the image and
     /// those of its layers that nothing else needs.
     ///
     /// # Errors
@@ -211,7 +216,14 @@ impl Images {
         let image = self.find(query)?;
         let names: BTreeSet<Name> = match query.parse::<Name>() {
             Ok(name) if image.names.contains(&name) => [name].into(),
-            _ => image.names.iter().cloned().collect(),
+            _ if image.begins_with(query) => image.names.iter().cloned().collect(),
+            // The beginning of a name says no more than that name.
+            _ => image
+                .names
+                .iter()
+                .filter(|n| n.to_string().starts_with(query))
+                .cloned()
+                .collect(),
         };
         let _lock = self.lock()?;
         let mut index = self.index()?;

@@ -264,17 +264,6 @@ impl Blobs {
         }
     }
 
-    /// Lets go of what is not needed any more.
-    pub(crate) fn drop_held(&mut self, path: &str) {
-        if let Kept::Held(map) = &mut self.from {
-            if let Some(Held::File(file, _)) = map.get(path) {
-                // It goes with its directory otherwise.
-                let _ = std::fs::remove_file(file);
-            }
-            map.remove(path);
-        }
-    }
-
     pub(crate) fn input(&self) -> &str {
         &self.input
     }

@@ -15,7 +15,6 @@ use crate::signals;
 pub(crate) struct Context {
     pub json: bool,
     pub quiet: bool,
-    pub debug: bool,
     root: Option<PathBuf>,
     options: Vec<String>,
     cancel: Cancel,
@@ -28,12 +27,11 @@ impl Context {
             options,
             json,
             quiet,
-            debug,
+            debug: _,
         } = global;
         Self {
             json,
             quiet,
-            debug,
             root,
             options,
             cancel: Cancel::new(),

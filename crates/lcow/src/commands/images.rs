@@ -79,8 +79,7 @@ impl ImagesArgs {
 }
 
 fn matches(image: &Image, prefix: &str) -> bool {
-    let digits = prefix.strip_prefix("sha256:").unwrap_or(prefix);
-    image.id.hex().starts_with(digits)
+    image.begins_with(prefix)
         || image
             .names
             .iter()
