@@ -141,7 +141,7 @@ pub(crate) fn base64_decode(text: &[u8]) -> Option<Vec<u8>> {
     if padding.len() > 2 || padding.iter().any(|&b| b != b'=') {
         return None;
     }
-    let mut out = Vec::with_capacity(digits.len() / 4 * 3);
+    let mut out = Vec::with_capacity(digits.len());
     for group in digits.chunks(4) {
         if group.len() == 1 {
             return None;
@@ -169,7 +169,9 @@ pub(crate) fn base64_decode(text: &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    fn all(bytes: &[u8]) -> Result<Vec<(&[u8], &[u8])>, Malformed> {
+    type Pair<'a> = (&'a [u8], &'a [u8]);
+
+    fn all(bytes: &[u8]) -> Result<Vec<Pair<'_>>, Malformed> {
         Records(bytes).collect()
     }
 
