@@ -12,10 +12,23 @@ fn variable(name: &str) -> String {
 
 /// Variables that cargo, or a lint run, sets for the outer build and that would bend the inner one.
 fn is_of_the_outer_build(name: &str) -> bool {
-    const KEPT: [&str; 6] =
-        ["CARGO_HOME", "CARGO_MAKEFLAGS", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_"];
+    const KEPT: [&str; 6] = [
+        "CARGO_HOME",
+        "CARGO_MAKEFLAGS",
+        "CARGO_NET_",
+        "CARGO_HTTP_",
+        "CARGO_REGISTR",
+        "CARGO_SOURCE_",
+    ];
     const OTHERS: [&str; 8] = [
-        "RUSTFLAGS", "RUSTDOCFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "TARGET", "HOST", "OPT_LEVEL", "PROFILE",
+        "RUSTFLAGS",
+        "RUSTDOCFLAGS",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "TARGET",
+        "HOST",
+        "OPT_LEVEL",
+        "PROFILE",
     ];
     (name.starts_with("CARGO") && !KEPT.iter().any(|kept| name.starts_with(kept)))
         || OTHERS.contains(&name)
@@ -28,15 +41,29 @@ fn main() {
     let workspace = here.join("../..");
     let out = PathBuf::from(variable("OUT_DIR"));
     let target = variable("TARGET");
-    for input in ["crates/agent/src", "crates/agent/Cargo.toml", "crates/protocol/src", "crates/protocol/Cargo.toml", "Cargo.lock"] {
-        println!("cargo::rerun-if-changed={}", workspace.join(input).display());
+    for input in [
+        "crates/agent/src",
+        "crates/agent/Cargo.toml",
+        "crates/protocol/src",
+        "crates/protocol/Cargo.toml",
+        "Cargo.lock",
+    ] {
+        println!(
+            "cargo::rerun-if-changed={}",
+            workspace.join(input).display()
+        );
     }
     println!("cargo::rerun-if-changed=build.rs");
 
     let agent = build(&workspace, &out.join("agent-target"), &target);
     let embedded = out.join("lcow-agent");
-    std::fs::copy(&agent, &embedded)
-        .unwrap_or_else(|error| panic!("copy {} to {}: {error}", agent.display(), embedded.display()));
+    std::fs::copy(&agent, &embedded).unwrap_or_else(|error| {
+        panic!(
+            "copy {} to {}: {error}",
+            agent.display(),
+            embedded.display()
+        )
+    });
 }
 
 fn build(workspace: &Path, target_dir: &Path, target: &str) -> PathBuf {
@@ -48,7 +75,15 @@ fn build(workspace: &Path, target_dir: &Path, target: &str) -> PathBuf {
     }
     command
         .current_dir(workspace)
-        .args(["build", "--release", "--locked", "--package", "lcow-agent", "--bin", "lcow-agent"])
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--package",
+            "lcow-agent",
+            "--bin",
+            "lcow-agent",
+        ])
         // With a target named, the flags below hold for the agent and not for the procedural macros on the way.
         .args(["--target", target])
         .arg("--target-dir")
@@ -58,8 +93,16 @@ fn build(workspace: &Path, target_dir: &Path, target: &str) -> PathBuf {
         .args(["--config", "profile.release.codegen-units=16"])
         .args(["--config", "profile.release.strip=true"])
         .args(["--config", "profile.release.opt-level=2"])
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\x1f-Crelocation-model=static");
-    let status = command.status().unwrap_or_else(|error| panic!("run cargo for the guest agent: {error}"));
-    assert!(status.success(), "building the guest agent failed ({status})");
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            "-Ctarget-feature=+crt-static\x1f-Crelocation-model=static",
+        );
+    let status = command
+        .status()
+        .unwrap_or_else(|error| panic!("run cargo for the guest agent: {error}"));
+    assert!(
+        status.success(),
+        "building the guest agent failed ({status})"
+    );
     target_dir.join(target).join("release").join("lcow-agent")
 }

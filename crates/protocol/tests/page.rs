@@ -1,9 +1,9 @@
 //! The protocol: round trips, limits, and the page that describes it.
 
 use lcow_protocol::{
-    Call, DiskId, ErrorKind, ExitStatus, FrameDecoder, FrameError, HEADER_LEN, HELLO_LEN, HandshakeError, Hello,
-    MAX_FRAME, MAX_STREAMS, NONCE_LEN, RemoteError, Reply, Request, RequestId, Response, Role, VERSION, chunk,
-    encode_frame, frame_len,
+    Call, DiskId, ErrorKind, ExitStatus, FrameDecoder, FrameError, HEADER_LEN, HELLO_LEN,
+    HandshakeError, Hello, MAX_FRAME, MAX_STREAMS, NONCE_LEN, RemoteError, Reply, Request,
+    RequestId, Response, Role, VERSION, chunk, encode_frame, frame_len,
 };
 use proptest::prelude::*;
 
@@ -22,7 +22,10 @@ fn the_page_has_the_constants_of_the_code() {
         ("MAX_STREAMS", MAX_STREAMS),
     ];
     for (name, value) in constants {
-        assert!(PAGE.contains(&format!("| `{name}` | {value} |")), "{name} = {value} is not on the page");
+        assert!(
+            PAGE.contains(&format!("| `{name}` | {value} |")),
+            "{name} = {value} is not on the page"
+        );
     }
 }
 
@@ -46,7 +49,10 @@ fn the_page_lists_the_calls_in_the_order_of_their_numbers() {
         Call::Trim(DiskId(0)),
         Call::KernelLog,
         Call::Statistics,
-        Call::SetClock { seconds: 0, nanoseconds: 0 },
+        Call::SetClock {
+            seconds: 0,
+            nanoseconds: 0,
+        },
         Call::FollowLog,
         Call::PowerOff,
     ];
@@ -54,7 +60,12 @@ fn the_page_lists_the_calls_in_the_order_of_their_numbers() {
         let debug = format!("{call:?}");
         let name = debug.split(['(', ' ', '{']).next().unwrap();
         // The body's third byte is the call's number: the id and the deadline before it are one byte each.
-        let frame = encode_frame(&Request { id: RequestId(0), deadline_ms: 0, call }).unwrap();
+        let frame = encode_frame(&Request {
+            id: RequestId(0),
+            deadline_ms: 0,
+            call,
+        })
+        .unwrap();
         let number = usize::from(frame[HEADER_LEN + 2]);
         assert_eq!(calls.get(number), Some(&name), "call {number}");
     }
@@ -63,11 +74,20 @@ fn the_page_lists_the_calls_in_the_order_of_their_numbers() {
 
 #[test]
 fn a_hello_is_taken_only_as_it_was_sent() {
-    let hello = Hello { role: Role::Guest, nonce: [7; NONCE_LEN] };
+    let hello = Hello {
+        role: Role::Guest,
+        nonce: [7; NONCE_LEN],
+    };
     let good = hello.encode();
     assert_eq!(Hello::accept(&good, &[7; NONCE_LEN]), Ok(hello));
-    assert_eq!(Hello::accept(&good, &[8; NONCE_LEN]), Err(HandshakeError::Nonce));
-    assert!(matches!(Hello::decode(Role::Host, &good), Err(HandshakeError::Magic { .. })));
+    assert_eq!(
+        Hello::accept(&good, &[8; NONCE_LEN]),
+        Err(HandshakeError::Nonce)
+    );
+    assert!(matches!(
+        Hello::decode(Role::Host, &good),
+        Err(HandshakeError::Magic { .. })
+    ));
     for at in 0..16 {
         let mut bad = good;
         bad[at] ^= 0x40;
@@ -82,21 +102,45 @@ fn lengths_over_the_limits_are_refused_before_the_bytes_come() {
     let mut decoder = FrameDecoder::new();
     decoder.push(&over);
     assert!(decoder.next::<Request>().is_err());
-    let text = Response { id: RequestId(1), result: Ok(Reply::Text(vec![0; MAX_FRAME])) };
-    assert!(matches!(encode_frame(&text), Err(FrameError::TooLong { .. })));
+    let text = Response {
+        id: RequestId(1),
+        result: Ok(Reply::Text(vec![0; MAX_FRAME])),
+    };
+    assert!(matches!(
+        encode_frame(&text),
+        Err(FrameError::TooLong { .. })
+    ));
     assert!(chunk::len(u32::MAX.to_le_bytes()).is_err());
     assert!(chunk::header(chunk::MAX_CHUNK + 1).is_err());
-    assert_eq!(chunk::header(chunk::MAX_CHUNK).map(chunk::len), Ok(Ok(chunk::MAX_CHUNK)));
+    assert_eq!(
+        chunk::header(chunk::MAX_CHUNK).map(chunk::len),
+        Ok(Ok(chunk::MAX_CHUNK))
+    );
 }
 
 #[test]
 fn errors_read_as_what_failed_on_what_and_why() {
-    let error = RemoteError::system("mount", 2).at("/dev/sdb").because("no disk");
-    assert_eq!(error.to_string(), "mount /dev/sdb: No such file or directory (os error 2): no disk");
-    for (kind, code) in [(ErrorKind::CommandNotFound, Some(127)), (ErrorKind::CommandNotExecutable, Some(126)), (ErrorKind::Busy, None)] {
+    let error = RemoteError::system("mount", 2)
+        .at("/dev/sdb")
+        .because("no disk");
+    assert_eq!(
+        error.to_string(),
+        "mount /dev/sdb: No such file or directory (os error 2): no disk"
+    );
+    for (kind, code) in [
+        (ErrorKind::CommandNotFound, Some(127)),
+        (ErrorKind::CommandNotExecutable, Some(126)),
+        (ErrorKind::Busy, None),
+    ] {
         assert_eq!(RemoteError::new(kind, "exec").shell_exit_code(), code);
     }
-    assert_eq!((ExitStatus::Code(3).shell_code(), ExitStatus::Signal(9).shell_code()), (3, 137));
+    assert_eq!(
+        (
+            ExitStatus::Code(3).shell_code(),
+            ExitStatus::Signal(9).shell_code()
+        ),
+        (3, 137)
+    );
 }
 
 proptest! {

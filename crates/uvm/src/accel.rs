@@ -48,7 +48,9 @@ fn file(state_dir: &Path) -> PathBuf {
 }
 
 fn boot_id() -> Option<String> {
-    std::fs::read_to_string(BOOT_ID).ok().map(|id| id.trim().to_owned())
+    std::fs::read_to_string(BOOT_ID)
+        .ok()
+        .map(|id| id.trim().to_owned())
 }
 
 /// The verdict of this boot, if there is one; `lcow doctor` shows it.
@@ -61,19 +63,30 @@ pub fn verdict(state_dir: &Path) -> Option<Verdict> {
 /// Keeps a verdict. That it can't be kept only costs the next start a probe.
 pub(crate) fn remember(state_dir: &Path, verdict: Verdict) {
     let write = || -> Option<()> {
-        let bytes = serde_json::to_vec(&Record { boot_id: boot_id()?, verdict }).ok()?;
+        let bytes = serde_json::to_vec(&Record {
+            boot_id: boot_id()?,
+            verdict,
+        })
+        .ok()?;
         let mut temporary = tempfile::NamedTempFile::new_in(state_dir).ok()?;
         std::io::Write::write_all(&mut temporary, &bytes).ok()?;
         temporary.persist(file(state_dir)).ok().map(drop)
     };
     if write().is_none() {
-        tracing::debug!("the KVM verdict could not be kept in {}", state_dir.display());
+        tracing::debug!(
+            "the KVM verdict could not be kept in {}",
+            state_dir.display()
+        );
     }
 }
 
 /// Whether this user may open the device at all.
 fn device_opens() -> std::io::Result<()> {
-    std::fs::File::options().read(true).write(true).open(DEVICE).map(drop)
+    std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(DEVICE)
+        .map(drop)
 }
 
 pub(crate) fn plan(accel: Accel, state_dir: &Path) -> Result<Plan, UvmError> {
@@ -102,7 +115,10 @@ mod tests {
         assert_eq!(verdict(dir.path()), None);
         remember(dir.path(), Verdict::Hangs);
         assert_eq!(verdict(dir.path()), Some(Verdict::Hangs));
-        let other = Record { boot_id: "another boot".into(), verdict: Verdict::Works };
+        let other = Record {
+            boot_id: "another boot".into(),
+            verdict: Verdict::Works,
+        };
         std::fs::write(file(dir.path()), serde_json::to_vec(&other).unwrap()).unwrap();
         assert_eq!(verdict(dir.path()), None);
         std::fs::write(file(dir.path()), b"{").unwrap();

@@ -87,7 +87,10 @@ impl MachineConfig {
     pub(crate) fn check(&self) -> Result<(), crate::UvmError> {
         let bad = |option, detail: String| Err(crate::UvmError::BadOption { option, detail });
         if !(64..=1 << 20).contains(&self.memory_mib) {
-            return bad("lcow.memory", format!("{} MiB is not within 64 to 1048576", self.memory_mib));
+            return bad(
+                "lcow.memory",
+                format!("{} MiB is not within 64 to 1048576", self.memory_mib),
+            );
         }
         if !(1..=64).contains(&self.cpus) {
             return bad("lcow.cpus", format!("{} is not within 1 to 64", self.cpus));

@@ -113,14 +113,32 @@ mod tests {
     #[test]
     fn bundles_do_not_pile_up_nor_overwrite() {
         let dir = tempfile::tempdir().unwrap();
-        let error = UvmError::Gone { status: "killed".into() };
-        let first = write_bundle(dir.path(), "vm", &error, &[("console.log", b"hello".to_vec())]).unwrap();
+        let error = UvmError::Gone {
+            status: "killed".into(),
+        };
+        let first = write_bundle(
+            dir.path(),
+            "vm",
+            &error,
+            &[("console.log", b"hello".to_vec())],
+        )
+        .unwrap();
         assert_eq!(std::fs::read(first.join("console.log")).unwrap(), b"hello");
-        assert!(std::fs::read_to_string(first.join("error.txt")).unwrap().contains("killed"));
-        for _ in 0..BUNDLES + 3 {
-            let next = write_bundle(dir.path(), "vm", &error, &[]).unwrap();
-            assert_ne!(next, first);
+        assert!(
+            std::fs::read_to_string(first.join("error.txt"))
+                .unwrap()
+                .contains("killed")
+        );
+        assert_ne!(write_bundle(dir.path(), "vm", &error, &[]).unwrap(), first);
+        assert!(first.join("console.log").is_file());
+        for number in 0..BUNDLES + 3 {
+            write_bundle(dir.path(), &format!("vm{number}"), &error, &[]).unwrap();
         }
-        assert_eq!(std::fs::read_dir(dir.path().join("failed")).unwrap().count(), BUNDLES);
+        assert_eq!(
+            std::fs::read_dir(dir.path().join("failed"))
+                .unwrap()
+                .count(),
+            BUNDLES
+        );
     }
 }

@@ -128,17 +128,29 @@ pub enum UvmError {
 }
 
 fn reasons(rejected: &[(PathBuf, String)]) -> String {
-    rejected.iter().fold(String::new(), |text, (path, why)| format!("{text}; {}: {why}", path.display()))
+    rejected.iter().fold(String::new(), |text, (path, why)| {
+        format!("{text}; {}: {why}", path.display())
+    })
 }
 
 impl UvmError {
-    pub(crate) fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(
+        operation: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { operation, path, source }
+        move |source| Self::Io {
+            operation,
+            path,
+            source,
+        }
     }
 
     pub(crate) fn protocol(detail: impl Into<String>) -> Self {
-        Self::Protocol { detail: detail.into(), source: None }
+        Self::Protocol {
+            detail: detail.into(),
+            source: None,
+        }
     }
 
     /// The error itself, without the wrapping that names its diagnostics.

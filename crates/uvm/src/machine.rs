@@ -47,7 +47,9 @@ pub struct Machine {
 
 impl std::fmt::Debug for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Machine").field("name", &self.inner.name).finish_non_exhaustive()
+        f.debug_struct("Machine")
+            .field("name", &self.inner.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -93,7 +95,9 @@ impl Machine {
                     Ok(machine)
                 }
                 Err(error) if error.wants_bundle() || error.bundle().is_some() => {
-                    tracing::info!("no guest runs under KVM here ({error}): emulating until the next boot");
+                    tracing::info!(
+                        "no guest runs under KVM here ({error}): emulating until the next boot"
+                    );
                     accel::remember(&config.state_dir, Verdict::Hangs);
                     Self::boot(vmm, config, Accelerator::Tcg, timeout)
                 }
@@ -108,14 +112,20 @@ impl Machine {
         accelerator: Accelerator,
         timeout: Duration,
     ) -> Result<Self, UvmError> {
-        let BootFiles { kernel, initrd, kernel_path } = boot::prepare(config)?;
+        let BootFiles {
+            kernel,
+            initrd,
+            kernel_path,
+        } = boot::prepare(config)?;
         let number = MACHINES.fetch_add(1, Ordering::Relaxed);
         let name = format!("lcow-{}-{number}", std::process::id());
         let plan = LaunchPlan {
             name: name.clone(),
             kernel,
             initrd,
-            command_line: format!("{COMMAND_LINE} {}", config.boot_parameters).trim_end().to_owned(),
+            command_line: format!("{COMMAND_LINE} {}", config.boot_parameters)
+                .trim_end()
+                .to_owned(),
             memory_mib: config.memory_mib,
             cpus: config.cpus,
             accelerator,
@@ -171,7 +181,10 @@ impl Machine {
     /// Never: it is set before the machine is handed out.
     #[must_use]
     pub fn info(&self) -> &AgentInfo {
-        self.inner.info.get().expect("set before the machine is handed out")
+        self.inner
+            .info
+            .get()
+            .expect("set before the machine is handed out")
     }
 
     /// What runs its processor.
@@ -222,7 +235,11 @@ impl Machine {
     ///
     /// # Errors
     /// The agent's; nothing stays mounted.
-    pub fn container_root(&self, lowers: &[DiskId], upper: Option<DiskId>) -> Result<UnionId, UvmError> {
+    pub fn container_root(
+        &self,
+        lowers: &[DiskId],
+        upper: Option<DiskId>,
+    ) -> Result<UnionId, UvmError> {
         self.inner.union(lowers, upper, true)
     }
 
@@ -231,7 +248,8 @@ impl Machine {
     /// # Errors
     /// Busy (a process runs in it), or the agent's.
     pub fn remove_union(&self, union: UnionId) -> Result<(), UvmError> {
-        self.inner.done("take a union apart", Call::RemoveUnion(union))
+        self.inner
+            .done("take a union apart", Call::RemoveUnion(union))
     }
 
     /// Starts a process.
@@ -257,7 +275,9 @@ impl Machine {
     pub fn trim(&self, disk: DiskId) -> Result<u64, UvmError> {
         match self.inner.call("trim", Call::Trim(disk))? {
             Reply::Trimmed(bytes) => Ok(bytes),
-            _ => Err(self.inner.diagnose(UvmError::protocol("trim was not answered with a size"))),
+            _ => Err(self
+                .inner
+                .diagnose(UvmError::protocol("trim was not answered with a size"))),
         }
     }
 
@@ -268,7 +288,9 @@ impl Machine {
     pub fn kernel_log(&self) -> Result<Vec<u8>, UvmError> {
         match self.inner.call("read the kernel's log", Call::KernelLog)? {
             Reply::Text(text) => Ok(text),
-            _ => Err(self.inner.diagnose(UvmError::protocol("the log was not answered with text"))),
+            _ => Err(self
+                .inner
+                .diagnose(UvmError::protocol("the log was not answered with text"))),
         }
     }
 
@@ -279,7 +301,9 @@ impl Machine {
     pub fn statistics(&self) -> Result<Statistics, UvmError> {
         match self.inner.call("ask for statistics", Call::Statistics)? {
             Reply::Statistics(statistics) => Ok(statistics),
-            _ => Err(self.inner.diagnose(UvmError::protocol("statistics were not answered with any"))),
+            _ => Err(self
+                .inner
+                .diagnose(UvmError::protocol("statistics were not answered with any"))),
         }
     }
 
@@ -288,9 +312,17 @@ impl Machine {
     /// # Errors
     /// The agent's.
     pub fn set_clock(&self) -> Result<(), UvmError> {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        self.inner.done("set the clock", Call::SetClock { seconds, nanoseconds: now.subsec_nanos() })
+        self.inner.done(
+            "set the clock",
+            Call::SetClock {
+                seconds,
+                nanoseconds: now.subsec_nanos(),
+            },
+        )
     }
 
     /// Ends all processes, takes all unions apart, unmounts all disks, and stops the machine. Afterwards the disks' files hold
@@ -317,17 +349,27 @@ impl Drop for Machine {
 }
 
 /// Says what a failure of the connection means for the machine.
-fn explain(vm: &dyn VirtualMachine, operation: &str, failure: Failure, after: Duration) -> UvmError {
+fn explain(
+    vm: &dyn VirtualMachine,
+    operation: &str,
+    failure: Failure,
+    after: Duration,
+) -> UvmError {
     match failure {
         Failure::Other(error) => error,
-        Failure::TimedOut => UvmError::TimedOut { operation: format!("{operation} the utility VM"), after },
+        Failure::TimedOut => UvmError::TimedOut {
+            operation: format!("{operation} the utility VM"),
+            after,
+        },
         Failure::Closed => {
             let began = Instant::now();
             loop {
                 match vm.ended() {
                     Some(status) => return UvmError::Gone { status },
                     None if began.elapsed() > LAST_WORDS => {
-                        return UvmError::Gone { status: "its agent closed the connection".into() };
+                        return UvmError::Gone {
+                            status: "its agent closed the connection".into(),
+                        };
                     }
                     None => std::thread::sleep(Duration::from_millis(2)),
                 }
@@ -336,9 +378,17 @@ fn explain(vm: &dyn VirtualMachine, operation: &str, failure: Failure, after: Du
     }
 }
 
-fn bundle(config: &MachineConfig, name: &str, error: UvmError, files: Vec<(&'static str, Vec<u8>)>) -> UvmError {
+fn bundle(
+    config: &MachineConfig,
+    name: &str,
+    error: UvmError,
+    files: Vec<(&'static str, Vec<u8>)>,
+) -> UvmError {
     match write_bundle(&config.state_dir, name, &error, &files) {
-        Ok(bundle) => UvmError::Diagnosed { source: Box::new(error), bundle },
+        Ok(bundle) => UvmError::Diagnosed {
+            source: Box::new(error),
+            bundle,
+        },
         Err(failed) => {
             tracing::warn!("diagnostics could not be kept: {failed}");
             error
@@ -376,17 +426,28 @@ impl Inner {
 
     pub(crate) fn failed(&self, operation: &str, failure: Failure) -> UvmError {
         if self.off.load(Ordering::Acquire) {
-            return UvmError::Gone { status: "it was powered off".into() };
+            return UvmError::Gone {
+                status: "it was powered off".into(),
+            };
         }
         let error = explain(self.vm.as_ref(), operation, failure, self.config.timeout);
         self.diagnose(match error {
-            UvmError::TimedOut { after, .. } => UvmError::TimedOut { operation: operation.to_owned(), after },
+            UvmError::TimedOut { after, .. } => UvmError::TimedOut {
+                operation: operation.to_owned(),
+                after,
+            },
             other => other,
         })
     }
 
-    pub(crate) fn ask(&self, operation: &str, call: Call) -> Result<(Reply, yamux::Stream), UvmError> {
-        self.session.ask(call, self.config.timeout).map_err(|failure| self.failed(operation, failure))
+    pub(crate) fn ask(
+        &self,
+        operation: &str,
+        call: Call,
+    ) -> Result<(Reply, yamux::Stream), UvmError> {
+        self.session
+            .ask(call, self.config.timeout)
+            .map_err(|failure| self.failed(operation, failure))
     }
 
     fn call(&self, operation: &str, call: Call) -> Result<Reply, UvmError> {
@@ -401,14 +462,23 @@ impl Inner {
         if specs.is_empty() {
             return Ok(Vec::new());
         }
-        let ids: Vec<DiskId> = specs.iter().map(|_| DiskId(self.next.fetch_add(1, Ordering::Relaxed))).collect();
+        let ids: Vec<DiskId> = specs
+            .iter()
+            .map(|_| DiskId(self.next.fetch_add(1, Ordering::Relaxed)))
+            .collect();
         let mut disks = Vec::with_capacity(specs.len());
         for (spec, id) in specs.into_iter().zip(&ids) {
             disks.push(new_disk(spec, *id)?);
         }
-        let facts: Vec<(String, bool)> = disks.iter().map(|disk| (disk.serial.clone(), disk.read_only)).collect();
+        let facts: Vec<(String, bool)> = disks
+            .iter()
+            .map(|disk| (disk.serial.clone(), disk.read_only))
+            .collect();
         let timeout = self.config.timeout;
-        let addresses = self.vm.add_disks(disks, timeout).map_err(|error| self.diagnose(error))?;
+        let addresses = self
+            .vm
+            .add_disks(disks, timeout)
+            .map_err(|error| self.diagnose(error))?;
         let mounts = ids
             .iter()
             .zip(&addresses)
@@ -453,10 +523,21 @@ impl Inner {
         result.map_err(|error| self.diagnose(error))
     }
 
-    fn union(&self, lowers: &[DiskId], upper: Option<DiskId>, mount_points: bool) -> Result<UnionId, UvmError> {
+    fn union(
+        &self,
+        lowers: &[DiskId],
+        upper: Option<DiskId>,
+        mount_points: bool,
+    ) -> Result<UnionId, UvmError> {
         let union = UnionId(self.next.fetch_add(1, Ordering::Relaxed));
-        let spec = UnionSpec { union, lowers: lowers.to_vec(), upper, mount_points };
-        self.done("make a union", Call::MakeUnion(spec)).map(|()| union)
+        let spec = UnionSpec {
+            union,
+            lowers: lowers.to_vec(),
+            upper,
+            mount_points,
+        };
+        self.done("make a union", Call::MakeUnion(spec))
+            .map(|()| union)
     }
 
     fn power_off(&self) -> Result<(), UvmError> {
@@ -465,7 +546,11 @@ impl Inner {
         }
         let down = self.done("power off", Call::PowerOff);
         self.off.store(true, Ordering::Release);
-        let stopped = if self.vm.ended().is_some() { Ok(()) } else { self.vm.stop(self.config.timeout) };
+        let stopped = if self.vm.ended().is_some() {
+            Ok(())
+        } else {
+            self.vm.stop(self.config.timeout)
+        };
         self.vm.kill();
         self.session.wait_closed(LAST_WORDS);
         down.and(stopped.map_err(|error| self.diagnose(error)))
@@ -475,15 +560,40 @@ impl Inner {
 fn new_disk(spec: DiskSpec, id: DiskId) -> Result<NewDisk, UvmError> {
     let bad = |option, detail: String| UvmError::BadOption { option, detail };
     if spec.bytes == 0 || !spec.bytes.is_multiple_of(512) {
-        return Err(bad("disk size", format!("{} is not a multiple of 512 bytes", spec.bytes)));
+        return Err(bad(
+            "disk size",
+            format!("{} is not a multiple of 512 bytes", spec.bytes),
+        ));
     }
-    let size = spec.file.metadata().map_err(UvmError::io("look at", PathBuf::from("disk")))?.len();
+    let size = spec
+        .file
+        .metadata()
+        .map_err(UvmError::io("look at", PathBuf::from("disk")))?
+        .len();
     if size < spec.bytes {
-        return Err(bad("disk size", format!("the file has {size} bytes, the disk should have {}", spec.bytes)));
+        return Err(bad(
+            "disk size",
+            format!(
+                "the file has {size} bytes, the disk should have {}",
+                spec.bytes
+            ),
+        ));
     }
-    let serial = if spec.serial.is_empty() { format!("lcow{id}") } else { spec.serial };
+    let serial = if spec.serial.is_empty() {
+        format!("lcow{id}")
+    } else {
+        spec.serial
+    };
     if serial.len() > 20 || !serial.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-        return Err(bad("disk serial", format!("{serial:?} is not 1 to 20 letters and digits")));
+        return Err(bad(
+            "disk serial",
+            format!("{serial:?} is not 1 to 20 letters and digits"),
+        ));
     }
-    Ok(NewDisk { file: spec.file, bytes: spec.bytes, read_only: spec.read_only, serial })
+    Ok(NewDisk {
+        file: spec.file,
+        bytes: spec.bytes,
+        read_only: spec.read_only,
+        serial,
+    })
 }

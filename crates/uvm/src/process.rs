@@ -1,12 +1,14 @@
 //! A process in the guest, with its streams.
 
-use crate::machine::Inner;
-use crate::session::{Failure, FrameFailure, block_on, read_chunk, read_frame, within, write_frame};
 use crate::UvmError;
+use crate::machine::Inner;
+use crate::session::{
+    Failure, FrameFailure, block_on, read_chunk, read_frame, within, write_frame,
+};
 use futures::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use lcow_protocol::{
-    Call, ExecSpec, ExitStatus, Identity, ProcessControl, ProcessEvent, ProcessId, Reply, Stdio, UnionId,
-    chunk,
+    Call, ExecSpec, ExitStatus, Identity, ProcessControl, ProcessEvent, ProcessId, Reply, Stdio,
+    UnionId, chunk,
 };
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -66,7 +68,9 @@ pub struct Process {
 
 impl std::fmt::Debug for Process {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Process").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Process")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -84,12 +88,23 @@ impl Process {
         };
         let (reply, control) = machine.ask("start a process", Call::Exec(exec))?;
         let Reply::Started(id) = reply else {
-            return Err(machine.diagnose(UvmError::protocol("exec was not answered with a process")));
+            return Err(
+                machine.diagnose(UvmError::protocol("exec was not answered with a process"))
+            );
         };
         let attach = |stdio| {
-            machine.ask("attach to a process", Call::AttachStdio { process: id, stdio }).map(|(_, stream)| stream)
+            machine
+                .ask(
+                    "attach to a process",
+                    Call::AttachStdio { process: id, stdio },
+                )
+                .map(|(_, stream)| stream)
         };
-        let stdin = if spec.stdin { Some(attach(Stdio::In)?) } else { None };
+        let stdin = if spec.stdin {
+            Some(attach(Stdio::In)?)
+        } else {
+            None
+        };
         let stdout = attach(Stdio::Out)?;
         let stderr = attach(Stdio::Err)?;
         let (reader, writer) = control.split();
@@ -105,7 +120,10 @@ impl Process {
         };
         Ok(Self {
             id,
-            control: Control { reader: Mutex::new((reader, None)), writer: Mutex::new(writer) },
+            control: Control {
+                reader: Mutex::new((reader, None)),
+                writer: Mutex::new(writer),
+            },
             machine: machine.clone(),
             stdin: stdin.map(|stream| ProcessStdin {
                 stream,
@@ -139,7 +157,11 @@ impl Process {
     }
 
     fn send(&self, control: ProcessControl) -> Result<(), UvmError> {
-        let mut writer = self.control.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = self
+            .control
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         match block_on(write_frame(&mut *writer, &control)) {
             Ok(()) => Ok(()),
             Err(_) => Err(self.machine.failed("signal a process", Failure::Closed)),
@@ -168,7 +190,11 @@ impl Process {
     /// # Errors
     /// The machine is gone.
     pub fn wait(&self) -> Result<ExitStatus, UvmError> {
-        let mut reader = self.control.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reader = self
+            .control
+            .reader
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(status) = reader.1 {
             return Ok(status);
         }
@@ -181,13 +207,20 @@ impl Process {
     /// # Errors
     /// The machine is gone.
     pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<ExitStatus>, UvmError> {
-        let mut reader = self.control.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reader = self
+            .control
+            .reader
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if reader.1.is_some() {
             return Ok(reader.1);
         }
         let (stream, status) = &mut *reader;
         // An event is a handful of bytes and comes in one piece, so that giving up in between loses none.
-        match self.machine.with_session(|session| within(session, timeout, read_frame(stream))) {
+        match self
+            .machine
+            .with_session(|session| within(session, timeout, read_frame(stream)))
+        {
             Some(Some(event)) => self.ended(status, event).map(Some),
             Some(None) => Ok(None),
             None => Err(self.machine.failed("wait for a process", Failure::Closed)),
@@ -247,7 +280,8 @@ impl Write for ProcessStdin {
         if piece.is_empty() {
             return Ok(0);
         }
-        let header = chunk::header(piece.len()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let header = chunk::header(piece.len())
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         self.framed.clear();
         self.framed.extend_from_slice(&header);
         self.framed.extend_from_slice(piece);
@@ -285,12 +319,12 @@ impl Read for ProcessOutput {
         if self.start == self.end && !self.done && !out.is_empty() {
             self.start = 0;
             self.end = 0;
-            self.end = block_on(read_chunk(&mut self.stream, &mut self.buffer)).map_err(|error| {
-                match self.machine.ended() {
+            self.end = block_on(read_chunk(&mut self.stream, &mut self.buffer)).map_err(
+                |error| match self.machine.ended() {
                     Some(status) => io::Error::new(error.kind(), UvmError::Gone { status }),
                     None => error,
-                }
-            })?;
+                },
+            )?;
             self.done = self.end == 0;
         }
         let n = out.len().min(self.end - self.start);

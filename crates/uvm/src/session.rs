@@ -6,8 +6,8 @@ use crate::vmm::VirtualMachine;
 use futures::future::{Either, poll_fn, select};
 use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use lcow_protocol::{
-    Call, HELLO_LEN, Hello, MAX_STREAMS, NONCE_LEN, Reply, Request, RequestId, Response, Role, chunk,
-    decode_body, encode_frame, frame_len,
+    Call, HELLO_LEN, Hello, MAX_STREAMS, NONCE_LEN, Reply, Request, RequestId, Response, Role,
+    chunk, decode_body, encode_frame, frame_len,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -74,9 +74,8 @@ impl Session {
             .map_err(|error| UvmError::io("read", "random numbers")(io::Error::other(error)))?;
         let guard = runtime.enter();
         let socket = vm.connect()?;
-        let greeted = block_on(async {
-            tokio::time::timeout(timeout, greet(socket, &nonce)).await
-        });
+        let greeted =
+            block_on(async { tokio::time::timeout(timeout, greet(socket, &nonce)).await });
         drop(guard);
         let socket = match greeted {
             Ok(Ok(socket)) => socket,
@@ -108,14 +107,20 @@ impl Session {
     }
 
     fn client(&self) -> Client {
-        Client { opener: self.opener.clone(), next_id: self.next_id.clone(), closed: self.closed.clone() }
+        Client {
+            opener: self.opener.clone(),
+            next_id: self.next_id.clone(),
+            closed: self.closed.clone(),
+        }
     }
 
     fn follow_log(&self) {
         let (client, log) = (self.client(), self.agent_log.clone());
         if let Some(runtime) = &self.runtime {
             runtime.spawn(async move {
-                let Ok((_, mut stream)) = client.ask(Call::FollowLog, 0).await else { return };
+                let Ok((_, mut stream)) = client.ask(Call::FollowLog, 0).await else {
+                    return;
+                };
                 let mut buffer = Box::new([0; chunk::MAX_CHUNK]);
                 while let Ok(n @ 1..) = read_chunk(&mut stream, &mut buffer).await {
                     log.append(&buffer[..n]);
@@ -148,11 +153,19 @@ impl Session {
     }
 
     /// Makes one call; its answer, and the stream it came on.
-    pub(crate) fn ask(&self, call: Call, timeout: Duration) -> Result<(Reply, yamux::Stream), Failure> {
-        let Some(runtime) = &self.runtime else { return Err(Failure::Closed) };
+    pub(crate) fn ask(
+        &self,
+        call: Call,
+        timeout: Duration,
+    ) -> Result<(Reply, yamux::Stream), Failure> {
+        let Some(runtime) = &self.runtime else {
+            return Err(Failure::Closed);
+        };
         let _context = runtime.enter();
         // The agent gives up a little earlier, so that its own error arrives rather than ours.
-        let ms = u32::try_from(timeout.as_millis() * 9 / 10).unwrap_or(u32::MAX).max(1);
+        let ms = u32::try_from(timeout.as_millis() * 9 / 10)
+            .unwrap_or(u32::MAX)
+            .max(1);
         let client = self.client();
         block_on(async {
             match tokio::time::timeout(timeout, client.ask(call, ms)).await {
@@ -208,15 +221,27 @@ impl Client {
             }
             _ => return Err(Failure::Closed),
         };
-        let request = Request { id, deadline_ms, call };
-        write_frame(&mut stream, &request).await.map_err(|error| self.failure(error))?;
-        let response: Option<Response> = read_frame(&mut stream).await.map_err(|error| self.failure(error))?;
+        let request = Request {
+            id,
+            deadline_ms,
+            call,
+        };
+        write_frame(&mut stream, &request)
+            .await
+            .map_err(|error| self.failure(error))?;
+        let response: Option<Response> = read_frame(&mut stream)
+            .await
+            .map_err(|error| self.failure(error))?;
         match response {
             Some(Response { id: answered, .. }) if answered != id => {
                 Err(UvmError::protocol(format!("request {id} was answered as {answered}")).into())
             }
-            Some(Response { result: Ok(reply), .. }) => Ok((reply, stream)),
-            Some(Response { result: Err(error), .. }) => Err(UvmError::Guest(error).into()),
+            Some(Response {
+                result: Ok(reply), ..
+            }) => Ok((reply, stream)),
+            Some(Response {
+                result: Err(error), ..
+            }) => Err(UvmError::Guest(error).into()),
             None if stream.is_closed() => Err(Failure::Closed),
             None => Err(UvmError::protocol("a request was not answered").into()),
         }
@@ -238,7 +263,10 @@ async fn greet<S>(mut socket: S, nonce: &[u8; NONCE_LEN]) -> Result<S, Failure>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
-    let hello = Hello { role: Role::Host, nonce: *nonce };
+    let hello = Hello {
+        role: Role::Host,
+        nonce: *nonce,
+    };
     let mut answer = [0; HELLO_LEN];
     let exchange = async {
         tokio::io::AsyncWriteExt::write_all(&mut socket, &hello.encode()).await?;
@@ -293,7 +321,13 @@ async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
 
 /// Why a frame did not come or go.
 pub(crate) enum FrameFailure {
-    Io(#[expect(dead_code, reason = "every failure of the stream means that it is gone")] io::Error),
+    Io(
+        #[expect(
+            dead_code,
+            reason = "every failure of the stream means that it is gone"
+        )]
+        io::Error,
+    ),
     Frame(lcow_protocol::FrameError),
 }
 
@@ -319,7 +353,9 @@ async fn read_header<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Option<
 pub(crate) async fn read_frame<T: DeserializeOwned, S: AsyncRead + Unpin>(
     stream: &mut S,
 ) -> Result<Option<T>, FrameFailure> {
-    let Some(header) = read_header(stream).await? else { return Ok(None) };
+    let Some(header) = read_header(stream).await? else {
+        return Ok(None);
+    };
     let mut body = vec![0; frame_len(header).map_err(FrameFailure::Frame)?];
     stream.read_exact(&mut body).await?;
     decode_body(&body).map(Some).map_err(FrameFailure::Frame)
@@ -339,15 +375,28 @@ pub(crate) async fn read_chunk<S: AsyncRead + Unpin>(
     stream: &mut S,
     buffer: &mut [u8; chunk::MAX_CHUNK],
 ) -> io::Result<usize> {
-    let cut = || io::Error::new(io::ErrorKind::UnexpectedEof, "the utility VM ended in the middle of a stream");
+    let cut = || {
+        io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the utility VM ended in the middle of a stream",
+        )
+    };
     let header = read_header(stream).await?.ok_or_else(cut)?;
-    let len = chunk::len(header).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    stream.read_exact(&mut buffer[..len]).await.map_err(|_| cut())?;
+    let len =
+        chunk::len(header).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    stream
+        .read_exact(&mut buffer[..len])
+        .await
+        .map_err(|_| cut())?;
     Ok(len)
 }
 
 /// Waits for `future`, at most so long.
-pub(crate) fn within<F: Future>(session: &Session, timeout: Duration, future: F) -> Option<F::Output> {
+pub(crate) fn within<F: Future>(
+    session: &Session,
+    timeout: Duration,
+    future: F,
+) -> Option<F::Output> {
     let runtime = session.runtime.as_ref()?;
     let _context = runtime.enter();
     block_on(async {

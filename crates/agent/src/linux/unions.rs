@@ -43,12 +43,19 @@ pub(super) fn make_mount_points() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether the kernel takes `lowerdir+` (Linux 6.8). One that does not says EINVAL at once.
+/// Whether the kernel takes `lowerdir+` (Linux 6.8). An older one takes any option at first and refuses to make the file
+/// system, so it is made here, of two directories, and never mounted.
 pub(super) fn has_lowerdir_plus() -> bool {
-    let Ok(context) = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) else {
-        return false;
+    let attempt = || {
+        let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        for dir in ["etc", "dev"] {
+            let lower = text(&Path::new(MOUNT_POINTS).join(dir));
+            rustix::mount::fsconfig_set_string(&context, "lowerdir+", lower)?;
+        }
+        rustix::mount::fsconfig_create(&context)
     };
-    rustix::mount::fsconfig_set_string(&context, "lowerdir+", MOUNT_POINTS).is_ok()
+    let result: Result<(), Errno> = attempt();
+    result.is_ok()
 }
 
 struct Overlay {

@@ -11,15 +11,25 @@ use std::path::PathBuf;
 pub(super) fn write(out: &mut dyn Write, agent: &[u8], paths: &[PathBuf]) -> Result<(), UvmError> {
     let failed = |error| UvmError::io("write", "initrd")(error);
     let mut number = 0;
-    let mut entry = |out: &mut dyn Write, name: &str, kind: ModeFileType, mode: u32, bytes: &[u8]| {
-        number += 1;
-        let size = u32::try_from(bytes.len()).map_err(|_| {
-            failed(std::io::Error::new(std::io::ErrorKind::FileTooLarge, name.to_owned()))
-        })?;
-        let mut file =
-            Builder::new(name).ino(number).nlink(1).mode(mode).set_mode_file_type(kind).write(out, size);
-        file.write_all(bytes).and_then(|()| file.finish().map(drop)).map_err(failed)
-    };
+    let mut entry =
+        |out: &mut dyn Write, name: &str, kind: ModeFileType, mode: u32, bytes: &[u8]| {
+            number += 1;
+            let size = u32::try_from(bytes.len()).map_err(|_| {
+                failed(std::io::Error::new(
+                    std::io::ErrorKind::FileTooLarge,
+                    name.to_owned(),
+                ))
+            })?;
+            let mut file = Builder::new(name)
+                .ino(number)
+                .nlink(1)
+                .mode(mode)
+                .set_mode_file_type(kind)
+                .write(out, size);
+            file.write_all(bytes)
+                .and_then(|()| file.finish().map(drop))
+                .map_err(failed)
+        };
     entry(out, "init", ModeFileType::Regular, 0o755, agent)?;
     entry(out, "modules", ModeFileType::Directory, 0o755, b"")?;
     let mut order = String::new();
@@ -30,9 +40,21 @@ pub(super) fn write(out: &mut dyn Write, agent: &[u8], paths: &[PathBuf]) -> Res
         let name = format!("{index:02}-{stem}.ko");
         order.push_str(&name);
         order.push('\n');
-        entry(out, &format!("modules/{name}"), ModeFileType::Regular, 0o644, &bytes)?;
+        entry(
+            out,
+            &format!("modules/{name}"),
+            ModeFileType::Regular,
+            0o644,
+            &bytes,
+        )?;
     }
-    entry(out, "modules/order", ModeFileType::Regular, 0o644, order.as_bytes())?;
+    entry(
+        out,
+        "modules/order",
+        ModeFileType::Regular,
+        0o644,
+        order.as_bytes(),
+    )?;
     trailer(out).map(drop).map_err(failed)
 }
 
@@ -64,7 +86,11 @@ mod tests {
             }
             let mut content = Vec::new();
             reader.read_to_end(&mut content).unwrap();
-            found.push((reader.entry().name().to_owned(), reader.entry().mode(), content));
+            found.push((
+                reader.entry().name().to_owned(),
+                reader.entry().mode(),
+                content,
+            ));
             rest = reader.finish().unwrap();
         }
         let expected: [(&str, u32, &[u8]); 5] = [
@@ -74,6 +100,9 @@ mod tests {
             ("modules/01-a.ko", 0o100_644, b"\x7fELF"),
             ("modules/order", 0o100_644, b"00-b.ko\n01-a.ko\n"),
         ];
-        assert_eq!(found, expected.map(|(name, mode, bytes)| (name.to_owned(), mode, bytes.to_vec())));
+        assert_eq!(
+            found,
+            expected.map(|(name, mode, bytes)| (name.to_owned(), mode, bytes.to_vec()))
+        );
     }
 }

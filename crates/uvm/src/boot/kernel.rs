@@ -38,35 +38,60 @@ pub(super) struct Kernel {
 /// Opens a kernel, telling one that can't be read from one that is not there.
 pub(super) fn open_kernel(path: &Path) -> Result<Kernel, UvmError> {
     match File::open(path) {
-        Ok(file) => Ok(Kernel { path: path.to_owned(), file }),
+        Ok(file) => Ok(Kernel {
+            path: path.to_owned(),
+            file,
+        }),
         Err(source) if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            Err(UvmError::KernelUnreadable { path: path.to_owned(), source })
+            Err(UvmError::KernelUnreadable {
+                path: path.to_owned(),
+                source,
+            })
         }
         Err(source) => Err(UvmError::io("open kernel", path)(source)),
     }
 }
 
 /// A kernel the user named, with the modules of its release.
-pub(super) fn with_modules(path: &Path, config: &MachineConfig) -> Result<(Kernel, Vec<PathBuf>), UvmError> {
+pub(super) fn with_modules(
+    path: &Path,
+    config: &MachineConfig,
+) -> Result<(Kernel, Vec<PathBuf>), UvmError> {
     let mut kernel = open_kernel(path)?;
     let release = kernel.release()?;
     let dir = config.modules_dir.join(&release);
     match modules::resolve(&dir) {
         Ok(found) => Ok((kernel, found)),
-        Err(missing) => Err(UvmError::ModulesMissing { kernel: path.to_owned(), modules: dir, missing }),
+        Err(missing) => Err(UvmError::ModulesMissing {
+            kernel: path.to_owned(),
+            modules: dir,
+            missing,
+        }),
     }
 }
 
 /// The newest kernel that can be read and has what is needed.
 pub(super) fn newest(config: &MachineConfig) -> Result<(Kernel, Vec<PathBuf>), UvmError> {
     let mut candidates: Vec<(String, PathBuf)> = Vec::new();
-    for entry in std::fs::read_dir(&config.boot_dir).into_iter().flatten().flatten() {
-        if let Some(release) = entry.file_name().to_str().and_then(|name| name.strip_prefix("vmlinuz-")) {
+    for entry in std::fs::read_dir(&config.boot_dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        if let Some(release) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.strip_prefix("vmlinuz-"))
+        {
             candidates.push((release.to_owned(), entry.path()));
         }
     }
     // Fedora and others keep it beside its modules, and copy it to /boot for the boot loader.
-    for entry in std::fs::read_dir(&config.modules_dir).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(&config.modules_dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let path = entry.path().join("vmlinuz");
         if let (Ok(release), true) = (entry.file_name().into_string(), path.is_file()) {
             candidates.push((release, path));
@@ -84,7 +109,10 @@ pub(super) fn newest(config: &MachineConfig) -> Result<(Kernel, Vec<PathBuf>), U
                 unreadable.get_or_insert(error);
             }
             (Err(missing), _) => {
-                rejected.push((path, format!("no modules {} in {}", missing.join(", "), dir.display())));
+                rejected.push((
+                    path,
+                    format!("no modules {} in {}", missing.join(", "), dir.display()),
+                ));
             }
         }
     }
@@ -105,7 +133,10 @@ fn version_key(release: &str) -> Vec<(u64, String)> {
     let mut key = Vec::new();
     for piece in release.split(['.', '-', '+', '~', '_']) {
         let digits = piece.bytes().take_while(u8::is_ascii_digit).count();
-        key.push((piece[..digits].parse().unwrap_or(0), piece[digits..].to_owned()));
+        key.push((
+            piece[..digits].parse().unwrap_or(0),
+            piece[digits..].to_owned(),
+        ));
     }
     key
 }
@@ -115,12 +146,20 @@ impl Kernel {
         let failed = |error| UvmError::io("read", &self.path)(error);
         let mut bytes = Vec::new();
         (&self.file).rewind().map_err(failed)?;
-        (&self.file).take(KERNEL_LIMIT).read_to_end(&mut bytes).map_err(failed)?;
+        (&self.file)
+            .take(KERNEL_LIMIT)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
+        (&self.file).rewind().map_err(failed)?;
         Ok(bytes)
     }
 
     fn bad(&self, detail: impl Into<String>) -> UvmError {
-        UvmError::BadBootFile { what: "kernel", path: self.path.clone(), detail: detail.into() }
+        UvmError::BadBootFile {
+            what: "kernel",
+            path: self.path.clone(),
+            detail: detail.into(),
+        }
     }
 
     /// The release, as in `uname -r`: from the image itself, or from the file's name.
@@ -132,25 +171,40 @@ impl Kernel {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         match name.split_once('-') {
             Some((_, release)) if bytes.starts_with(b"\x7fELF") => Ok(release.to_owned()),
-            _ => Err(self.bad("its release can't be told: neither a bzImage, nor an ELF named vmlinux-<release>")),
+            _ => Err(self.bad(
+                "its release can't be told: neither a bzImage, nor an ELF named vmlinux-<release>",
+            )),
         }
     }
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk().copied().map(u16::from_le_bytes)
+    bytes
+        .get(at..)?
+        .first_chunk()
+        .copied()
+        .map(u16::from_le_bytes)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk().copied().map(u32::from_le_bytes)
+    bytes
+        .get(at..)?
+        .first_chunk()
+        .copied()
+        .map(u32::from_le_bytes)
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at..)?.first_chunk().copied().map(u64::from_le_bytes)
+    bytes
+        .get(at..)?
+        .first_chunk()
+        .copied()
+        .map(u64::from_le_bytes)
 }
 
 fn is_bzimage(bytes: &[u8]) -> bool {
-    u16_at(bytes, BOOT_FLAG) == Some(0xaa55) && bytes.get(HEADER_MAGIC..HEADER_MAGIC + 4) == Some(b"HdrS")
+    u16_at(bytes, BOOT_FLAG) == Some(0xaa55)
+        && bytes.get(HEADER_MAGIC..HEADER_MAGIC + 4) == Some(b"HdrS")
 }
 
 fn bz_release(bytes: &[u8]) -> Option<String> {
@@ -159,8 +213,13 @@ fn bz_release(bytes: &[u8]) -> Option<String> {
     }
     let at = usize::from(u16_at(bytes, KERNEL_VERSION)?).checked_add(0x200)?;
     let text = bytes.get(at..)?;
-    let end = text.iter().take(128).position(|byte| matches!(byte, b' ' | 0))?;
-    String::from_utf8(text[..end].to_vec()).ok().filter(|text| !text.is_empty() && !text.contains('/'))
+    let end = text
+        .iter()
+        .take(128)
+        .position(|byte| matches!(byte, b' ' | 0))?;
+    String::from_utf8(text[..end].to_vec())
+        .ok()
+        .filter(|text| !text.is_empty() && !text.contains('/'))
 }
 
 /// The compressed kernel inside a bzImage.
@@ -211,11 +270,15 @@ fn decompress(payload: &[u8]) -> Option<std::io::Result<Vec<u8>>> {
 /// (LZ4 frame format, "Legacy frame").
 fn unlz4_legacy(mut rest: &[u8]) -> std::io::Result<Vec<u8>> {
     const BLOCK: usize = 8 << 20;
-    let invalid = |error: lz4_flex::block::DecompressError| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+    let invalid = |error: lz4_flex::block::DecompressError| {
+        std::io::Error::new(std::io::ErrorKind::InvalidData, error)
+    };
     let mut out = Vec::new();
     while let Some(len) = u32_at(rest, 0).and_then(|len| usize::try_from(len).ok()) {
         // The last four bytes are the uncompressed size, appended by the kernel's build: no block follows them.
-        let Some(block) = rest.get(4..).and_then(|rest| rest.get(..len)) else { break };
+        let Some(block) = rest.get(4..).and_then(|rest| rest.get(..len)) else {
+            break;
+        };
         if len == 0 {
             break;
         }
@@ -235,7 +298,10 @@ fn has_pvh_entry(elf: &[u8]) -> Option<bool> {
         return Some(false);
     }
     let table = usize::try_from(u64_at(elf, 0x20)?).ok()?;
-    let (size, count) = (usize::from(u16_at(elf, 0x36)?), usize::from(u16_at(elf, 0x38)?));
+    let (size, count) = (
+        usize::from(u16_at(elf, 0x36)?),
+        usize::from(u16_at(elf, 0x38)?),
+    );
     for index in 0..count {
         let header = elf.get(table.checked_add(index.checked_mul(size)?)?..)?;
         if u32_at(header, 0)? != PT_NOTE {
@@ -244,7 +310,9 @@ fn has_pvh_entry(elf: &[u8]) -> Option<bool> {
         let start = usize::try_from(u64_at(header, 8)?).ok()?;
         let len = usize::try_from(u64_at(header, 32)?).ok()?;
         let mut notes = elf.get(start..start.checked_add(len)?)?;
-        while let (Some(name), Some(data), Some(kind)) = (u32_at(notes, 0), u32_at(notes, 4), u32_at(notes, 8)) {
+        while let (Some(name), Some(data), Some(kind)) =
+            (u32_at(notes, 0), u32_at(notes, 4), u32_at(notes, 8))
+        {
             let padded = |n: u32| usize::try_from(n).ok()?.checked_next_multiple_of(4);
             let (name_len, data_len) = (padded(name)?, padded(data)?);
             if kind == PHYS32_ENTRY && notes.get(12..)?.starts_with(XEN) {
@@ -266,7 +334,11 @@ pub(super) fn bootable(mut kernel: Kernel, cache: &Path) -> Result<File, UvmErro
     let name = key.name("kernel");
     // An empty file remembers that there is nothing to extract.
     if let Ok(file) = File::open(cache.join(&name)) {
-        let empty = file.metadata().map_err(UvmError::io("look at", cache.join(&name)))?.len() == 0;
+        let empty = file
+            .metadata()
+            .map_err(UvmError::io("look at", cache.join(&name)))?
+            .len()
+            == 0;
         return Ok(if empty { kernel.file } else { file });
     }
     let bytes = kernel.bytes()?;
@@ -281,11 +353,14 @@ pub(super) fn bootable(mut kernel: Kernel, cache: &Path) -> Result<File, UvmErro
     }
     let elf = match payload(&bytes).and_then(decompress) {
         Some(Ok(elf)) if has_pvh_entry(&elf) == Some(true) => elf,
-        Some(Err(error)) => return Err(kernel.bad(format!("its payload does not decompress: {error}"))),
+        Some(Err(error)) => {
+            return Err(kernel.bad(format!("its payload does not decompress: {error}")));
+        }
         _ => Vec::new(),
     };
     let file = cached(cache, "kernel", &key, |out| {
-        out.write_all(&elf).map_err(UvmError::io("write", cache.join(&name)))
+        out.write_all(&elf)
+            .map_err(UvmError::io("write", cache.join(&name)))
     })?;
     Ok(if elf.is_empty() { kernel.file } else { file })
 }
@@ -340,12 +415,20 @@ mod tests {
     }
 
     fn config(dir: &Path) -> MachineConfig {
-        MachineConfig { boot_dir: dir.join("boot"), modules_dir: dir.join("modules"), ..MachineConfig::new(dir.join("state")) }
+        MachineConfig {
+            boot_dir: dir.join("boot"),
+            modules_dir: dir.join("modules"),
+            ..MachineConfig::new(dir.join("state"))
+        }
     }
 
     fn install(dir: &Path, release: &str, with_modules: bool) {
         std::fs::create_dir_all(dir.join("boot")).unwrap();
-        std::fs::write(dir.join("boot").join(format!("vmlinuz-{release}")), bzimage(release, &[])).unwrap();
+        std::fs::write(
+            dir.join("boot").join(format!("vmlinuz-{release}")),
+            bzimage(release, &[]),
+        )
+        .unwrap();
         let modules = dir.join("modules").join(release);
         std::fs::create_dir_all(&modules).unwrap();
         if with_modules {
@@ -395,21 +478,38 @@ mod tests {
         for (note, unpacked) in [(PHYS32_ENTRY, true), (7, false)] {
             std::fs::write(&path, bzimage("6.1", &lz4(&elf(note)))).unwrap();
             // A later version of the same file must not be taken for the earlier one.
-            let later = std::time::SystemTime::now() + std::time::Duration::from_secs(u64::from(note));
-            File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+            let later =
+                std::time::SystemTime::now() + std::time::Duration::from_secs(u64::from(note));
+            File::options()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_modified(later)
+                .unwrap();
             for _ in 0..2 {
                 let mut first = [0; 4];
-                bootable(open_kernel(&path).unwrap(), cache).unwrap().read_exact(&mut first).unwrap();
+                bootable(open_kernel(&path).unwrap(), cache)
+                    .unwrap()
+                    .read_exact(&mut first)
+                    .unwrap();
                 assert_eq!(&first == b"\x7fELF", unpacked, "note {note}");
             }
         }
-        assert_eq!(std::fs::read_dir(cache).unwrap().count(), 3, "the kernel and two cached files");
+        assert_eq!(
+            std::fs::read_dir(cache).unwrap().count(),
+            3,
+            "the kernel and two cached files"
+        );
     }
 
     #[test]
     fn the_newest_kernel_that_has_its_modules_is_taken() {
         let dir = tempfile::tempdir().unwrap();
-        for (release, with_modules) in [("6.1.0-9-cloud", true), ("6.1.0-56-cloud", true), ("6.12.1", false)] {
+        for (release, with_modules) in [
+            ("6.1.0-9-cloud", true),
+            ("6.1.0-56-cloud", true),
+            ("6.12.1", false),
+        ] {
             install(dir.path(), release, with_modules);
         }
         let (mut kernel, modules) = newest(&config(dir.path())).unwrap();
@@ -418,14 +518,22 @@ mod tests {
         assert!(modules.is_empty());
         let named = dir.path().join("boot/vmlinuz-6.12.1");
         let error = with_modules(&named, &config(dir.path())).unwrap_err();
-        assert!(matches!(&error, UvmError::ModulesMissing { missing, .. } if missing.len() == 6), "{error}");
+        assert!(
+            matches!(&error, UvmError::ModulesMissing { missing, .. } if missing.len() == 6),
+            "{error}"
+        );
     }
 
     #[test]
     fn no_kernel_says_where_it_was_looked_for_and_what_to_install() {
         let dir = tempfile::tempdir().unwrap();
         let error = newest(&config(dir.path())).unwrap_err();
-        assert!(error.to_string().contains(&dir.path().join("boot").display().to_string()), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains(&dir.path().join("boot").display().to_string()),
+            "{error}"
+        );
         let hint = error.hint().unwrap();
         assert!(hint.contains("linux-image-cloud-amd64") && hint.contains("kernel-core"));
         install(dir.path(), "6.12.1", false);

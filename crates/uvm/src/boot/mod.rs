@@ -46,12 +46,18 @@ pub(crate) fn prepare(config: &MachineConfig) -> Result<BootFiles, UvmError> {
             for module in &modules {
                 key.add_file(module)?;
             }
-            cached(&cache, "initrd", &key, |out| initrd::write(out, AGENT, &modules))?
+            cached(&cache, "initrd", &key, |out| {
+                initrd::write(out, AGENT, &modules)
+            })?
         }
     };
     let kernel_path = kernel.path.clone();
     let kernel = kernel::bootable(kernel, &cache)?;
-    Ok(BootFiles { kernel, initrd, kernel_path })
+    Ok(BootFiles {
+        kernel,
+        initrd,
+        kernel_path,
+    })
 }
 
 /// Makes a directory that only its owner may enter, and what leads to it.
@@ -99,7 +105,11 @@ impl Key {
 
     fn name(&self, prefix: &str) -> String {
         let hash = self.0.clone().finalize();
-        let hex: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        let hex: String = hash
+            .iter()
+            .take(16)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         format!("{prefix}-{hex}")
     }
 }
@@ -131,6 +141,8 @@ fn cached(
         .set_permissions(std::fs::Permissions::from_mode(0o444))
         .and_then(|()| temporary.as_file().sync_all())
         .map_err(UvmError::io("finish", &path))?;
-    temporary.persist(&path).map_err(|error| UvmError::io("rename", &path)(error.error))?;
+    temporary
+        .persist(&path)
+        .map_err(|error| UvmError::io("rename", &path)(error.error))?;
     File::open(&path).map_err(UvmError::io("open", &path))
 }

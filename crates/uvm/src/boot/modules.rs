@@ -6,7 +6,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// What the agent can't do without.
-const NEEDED: [&str; 6] = ["virtio_pci", "virtio_console", "virtio_scsi", "sd_mod", "ext4", "overlay"];
+const NEEDED: [&str; 6] = [
+    "virtio_pci",
+    "virtio_console",
+    "virtio_scsi",
+    "sd_mod",
+    "ext4",
+    "overlay",
+];
 
 /// Largest module taken, in bytes, uncompressed.
 const MODULE_LIMIT: u64 = 64 << 20;
@@ -38,9 +45,20 @@ fn order(dep: &str, builtin: &str) -> Result<Vec<String>, Vec<String>> {
     let mut done = BTreeSet::new();
     let mut paths = Vec::new();
     for name in NEEDED {
-        visit(name, &modules, &builtin, &mut done, &mut paths, &mut missing);
+        visit(
+            name,
+            &modules,
+            &builtin,
+            &mut done,
+            &mut paths,
+            &mut missing,
+        );
     }
-    if missing.is_empty() { Ok(paths) } else { Err(missing) }
+    if missing.is_empty() {
+        Ok(paths)
+    } else {
+        Err(missing)
+    }
 }
 
 fn visit(
@@ -73,19 +91,30 @@ pub(super) fn load(path: &Path) -> Result<Vec<u8>, UvmError> {
         Some("ko") => Box::new(file),
         Some("xz") => Box::new(liblzma::read::XzDecoder::new(file)),
         Some("gz") => Box::new(flate2::read::GzDecoder::new(file)),
-        Some("zst") => {
-            Box::new(zstd::stream::read::Decoder::new(file).map_err(UvmError::io("decompress", path))?)
-        }
+        Some("zst") => Box::new(
+            zstd::stream::read::Decoder::new(file).map_err(UvmError::io("decompress", path))?,
+        ),
         _ => {
             let detail = "its name says no compression this program knows".into();
-            return Err(UvmError::BadBootFile { what: "module", path: path.to_owned(), detail });
+            return Err(UvmError::BadBootFile {
+                what: "module",
+                path: path.to_owned(),
+                detail,
+            });
         }
     };
     let mut bytes = Vec::new();
-    reader.take(MODULE_LIMIT).read_to_end(&mut bytes).map_err(UvmError::io("read", path))?;
+    reader
+        .take(MODULE_LIMIT)
+        .read_to_end(&mut bytes)
+        .map_err(UvmError::io("read", path))?;
     if !bytes.starts_with(b"\x7fELF") {
         let detail = "it does not begin as an ELF file".into();
-        return Err(UvmError::BadBootFile { what: "module", path: path.to_owned(), detail });
+        return Err(UvmError::BadBootFile {
+            what: "module",
+            path: path.to_owned(),
+            detail,
+        });
     }
     Ok(bytes)
 }
@@ -109,8 +138,16 @@ kernel/fs/overlay.ko:
     fn what_is_needed_comes_first_and_once() {
         let order = order(DEP, "kernel/fs/ext4/ext4.ko\n").unwrap();
         let names: Vec<String> = order.iter().map(|path| name_of(path)).collect();
-        let expected =
-            ["virtio", "virtio_ring", "virtio_pci", "virtio_console", "scsi_mod", "virtio_scsi", "sd_mod", "overlay"];
+        let expected = [
+            "virtio",
+            "virtio_ring",
+            "virtio_pci",
+            "virtio_console",
+            "scsi_mod",
+            "virtio_scsi",
+            "sd_mod",
+            "overlay",
+        ];
         assert_eq!(names, expected);
     }
 
@@ -140,6 +177,9 @@ kernel/fs/overlay.ko:
             assert_eq!(load(&path).unwrap(), elf, "{name}");
         }
         std::fs::write(dir.path().join("n.ko"), b"text").unwrap();
-        assert!(matches!(load(&dir.path().join("n.ko")), Err(UvmError::BadBootFile { .. })));
+        assert!(matches!(
+            load(&dir.path().join("n.ko")),
+            Err(UvmError::BadBootFile { .. })
+        ));
     }
 }

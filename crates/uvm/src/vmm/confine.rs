@@ -33,13 +33,21 @@ pub(super) struct Confinement {
 impl Confinement {
     pub(super) fn new(group: Option<u32>) -> Self {
         let now = rustix::process::getrlimit(Resource::Nofile);
-        let descriptors = now.maximum.map_or(DESCRIPTORS, |maximum| maximum.min(DESCRIPTORS));
-        let exactly = |n| Rlimit { current: Some(n), maximum: Some(n) };
+        let descriptors = now
+            .maximum
+            .map_or(DESCRIPTORS, |maximum| maximum.min(DESCRIPTORS));
+        let exactly = |n| Rlimit {
+            current: Some(n),
+            maximum: Some(n),
+        };
         Self {
             root: rustix::process::geteuid().is_root(),
             parent: Some(rustix::process::getpid()),
             group,
-            limits: [(Resource::Core, exactly(0)), (Resource::Nofile, exactly(descriptors))],
+            limits: [
+                (Resource::Core, exactly(0)),
+                (Resource::Nofile, exactly(descriptors)),
+            ],
         }
     }
 
@@ -63,7 +71,9 @@ impl Confinement {
         } else {
             // Not allowed on some hosts; then there is nothing more to give up.
             // SAFETY: as above.
-            let _ = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET) };
+            let _ = unsafe {
+                rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET)
+            };
         }
         rustix::thread::set_no_new_privs(true)?;
         // After the change of credentials, which would clear it.
@@ -85,7 +95,12 @@ impl Confinement {
         }
         let group = self.group.map(Gid::from_raw);
         rustix::thread::set_thread_groups(group.as_slice())?;
-        let own = FIRST_UID.wrapping_add(rustix::process::getpid().as_raw_nonzero().get().unsigned_abs());
+        let own = FIRST_UID.wrapping_add(
+            rustix::process::getpid()
+                .as_raw_nonzero()
+                .get()
+                .unsigned_abs(),
+        );
         if become_user(own).is_err() {
             become_user(NOBODY)?;
         }

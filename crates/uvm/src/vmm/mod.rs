@@ -88,7 +88,11 @@ pub trait VirtualMachine: Send + Sync {
     ///
     /// # Errors
     /// The monitor's; nothing stays added.
-    fn add_disks(&self, disks: Vec<NewDisk>, timeout: Duration) -> Result<Vec<ScsiAddress>, UvmError>;
+    fn add_disks(
+        &self,
+        disks: Vec<NewDisk>,
+        timeout: Duration,
+    ) -> Result<Vec<ScsiAddress>, UvmError>;
     /// Removes disks that the guest has let go of. Carries on through errors; the first is returned.
     ///
     /// # Errors

@@ -51,14 +51,18 @@ impl Qemu {
     /// [`UvmError::NoVmm`].
     pub fn find() -> Result<Self, UvmError> {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let found = std::env::split_paths(&path).map(|dir| dir.join(PROGRAM)).find(|program| {
-            program.is_file()
-                && rustix::fs::access(program, rustix::fs::Access::EXEC_OK).is_ok()
-        });
-        found.map(|program| Self { program }).ok_or_else(|| UvmError::NoVmm {
-            program: PROGRAM,
-            path: path.to_string_lossy().into_owned(),
-        })
+        let found = std::env::split_paths(&path)
+            .map(|dir| dir.join(PROGRAM))
+            .find(|program| {
+                program.is_file()
+                    && rustix::fs::access(program, rustix::fs::Access::EXEC_OK).is_ok()
+            });
+        found
+            .map(|program| Self { program })
+            .ok_or_else(|| UvmError::NoVmm {
+                program: PROGRAM,
+                path: path.to_string_lossy().into_owned(),
+            })
     }
 
     /// The program.
@@ -74,18 +78,51 @@ impl Qemu {
         };
         let mut arguments: Vec<OsString> = Vec::new();
         let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
-        add(&["-name", &plan.name, "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"]);
-        add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+        add(&[
+            "-name",
+            &plan.name,
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-vga",
+            "none",
+        ]);
+        add(&[
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        ]);
         add(&["-machine", "q35", "-accel", machine, "-cpu", processor]);
-        add(&["-m", &format!("{}M", plan.memory_mib), "-smp", &plan.cpus.to_string(), "-no-reboot"]);
+        add(&[
+            "-m",
+            &format!("{}M", plan.memory_mib),
+            "-smp",
+            &plan.cpus.to_string(),
+            "-no-reboot",
+        ]);
         add(&["-kernel", &format!("/proc/self/fd/{KERNEL_FD}")]);
         add(&["-initrd", &format!("/proc/self/fd/{INITRD_FD}")]);
         add(&["-append", &plan.command_line]);
         add(&["-chardev", &format!("socket,id=agent,fd={AGENT_FD}")]);
-        add(&["-device", "virtio-serial-pci", "-device", &format!("virtserialport,chardev=agent,name={PORT_NAME}")]);
+        add(&[
+            "-device",
+            "virtio-serial-pci",
+            "-device",
+            &format!("virtserialport,chardev=agent,name={PORT_NAME}"),
+        ]);
         add(&["-device", "virtio-scsi-pci,id=scsi0"]);
-        add(&["-chardev", &format!("socket,id=qmp,fd={QMP_FD}"), "-mon", "chardev=qmp,mode=control"]);
-        add(&["-chardev", &format!("socket,id=console,fd={CONSOLE_FD}"), "-serial", "chardev:console"]);
+        add(&[
+            "-chardev",
+            &format!("socket,id=qmp,fd={QMP_FD}"),
+            "-mon",
+            "chardev=qmp,mode=control",
+        ]);
+        add(&[
+            "-chardev",
+            &format!("socket,id=console,fd={CONSOLE_FD}"),
+            "-serial",
+            "chardev:console",
+        ]);
         arguments
     }
 }
@@ -123,7 +160,10 @@ impl Vmm for Qemu {
             .stderr(Stdio::piped())
             // A terminal's Ctrl-C is for us; the machine ends in order.
             .process_group(0);
-        let mapping = |fd: OwnedFd, child_fd| FdMapping { parent_fd: fd, child_fd };
+        let mapping = |fd: OwnedFd, child_fd| FdMapping {
+            parent_fd: fd,
+            child_fd,
+        };
         command
             .fd_mappings(vec![
                 mapping(plan.kernel.into(), KERNEL_FD),
@@ -132,7 +172,10 @@ impl Vmm for Qemu {
                 mapping(qmp_theirs.into(), QMP_FD),
                 mapping(console_theirs.into(), CONSOLE_FD),
             ])
-            .map_err(|error| UvmError::Vmm { operation: "pass descriptors".into(), detail: error.to_string() })?;
+            .map_err(|error| UvmError::Vmm {
+                operation: "pass descriptors".into(),
+                detail: error.to_string(),
+            })?;
         Confinement::new(kvm_group(plan.accelerator)).apply(&mut command);
 
         let logs = Logs {
@@ -166,7 +209,8 @@ impl Vmm for Qemu {
 
 /// The group that may open the KVM device, if it takes one.
 fn kvm_group(accelerator: Accelerator) -> Option<u32> {
-    let metadata = (accelerator == Accelerator::Kvm).then(|| std::fs::metadata("/dev/kvm").ok())??;
+    let metadata =
+        (accelerator == Accelerator::Kvm).then(|| std::fs::metadata("/dev/kvm").ok())??;
     // Everybody may: no group is needed. Else only a group that is not root's own.
     (metadata.mode() & 0o006 != 0o006 && metadata.mode() & 0o060 == 0o060 && metadata.gid() != 0)
         .then(|| metadata.gid())
@@ -182,7 +226,9 @@ struct Life {
 impl Life {
     fn wait(&self, timeout: Duration) -> Option<ExitStatus> {
         let guard = lock(&self.ended);
-        let waited = self.changed.wait_timeout_while(guard, timeout, |ended| ended.is_none());
+        let waited = self
+            .changed
+            .wait_timeout_while(guard, timeout, |ended| ended.is_none());
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
@@ -191,7 +237,11 @@ type Started = (OwnedFd, u32, std::process::ChildStderr);
 
 /// Starts the process on a thread of its own, which then waits for its end: the process is killed by the kernel when the
 /// thread that started it dies, so that thread must live as long as the process.
-fn start(mut command: Command, life: &Arc<Life>, program: &std::path::Path) -> Result<Started, UvmError> {
+fn start(
+    mut command: Command,
+    life: &Arc<Life>,
+    program: &std::path::Path,
+) -> Result<Started, UvmError> {
     let (tell, told) = mpsc::channel();
     let theirs = life.clone();
     thread("lcow-vm", move || {
@@ -206,7 +256,9 @@ fn start(mut command: Command, life: &Arc<Life>, program: &std::path::Path) -> R
                 (opened, _) => {
                     let _ = child.kill();
                     let _ = child.wait();
-                    Err(opened.err().unwrap_or_else(|| std::io::ErrorKind::BrokenPipe.into()))
+                    Err(opened
+                        .err()
+                        .unwrap_or_else(|| std::io::ErrorKind::BrokenPipe.into()))
                 }
             }
         });
@@ -284,7 +336,9 @@ impl Running {
     fn ready(&self, deadline: Instant) -> Result<(), UvmError> {
         let mut negotiated = lock(&self.negotiated);
         if !*negotiated {
-            self.qmp.negotiate(deadline).map_err(|error| self.explain(error))?;
+            self.qmp
+                .negotiate(deadline)
+                .map_err(|error| self.explain(error))?;
             *negotiated = true;
         }
         Ok(())
@@ -294,7 +348,9 @@ impl Running {
     fn explain(&self, error: UvmError) -> UvmError {
         match error {
             UvmError::Gone { .. } => match self.life.wait(Duration::from_secs(2)) {
-                Some(status) => UvmError::Gone { status: self.describe(status) },
+                Some(status) => UvmError::Gone {
+                    status: self.describe(status),
+                },
                 None => error,
             },
             other => other,
@@ -313,7 +369,13 @@ impl Running {
     /// Removes what was added for `taken`, in the host only; errors are not reported, since one is being reported already.
     fn undo(&self, taken: &[(ScsiAddress, u32)], deadline: Instant) {
         let delete = |command, argument: fn(u32) -> serde_json::Value| {
-            self.qmp.run_all(taken.iter().map(|(_, set)| (command, argument(*set))).collect(), deadline)
+            self.qmp.run_all(
+                taken
+                    .iter()
+                    .map(|(_, set)| (command, argument(*set)))
+                    .collect(),
+                deadline,
+            )
         };
         let removed = delete("device_del", |set| json!({"id": device(set)}));
         for ((_, set), result) in taken.iter().zip(removed) {
@@ -343,7 +405,11 @@ impl VirtualMachine for Running {
             .map_err(UvmError::io("use", "agent socket"))
     }
 
-    fn add_disks(&self, disks: Vec<NewDisk>, timeout: Duration) -> Result<Vec<ScsiAddress>, UvmError> {
+    fn add_disks(
+        &self,
+        disks: Vec<NewDisk>,
+        timeout: Duration,
+    ) -> Result<Vec<ScsiAddress>, UvmError> {
         let deadline = Instant::now() + timeout;
         self.ready(deadline)?;
         let mut taken = Vec::with_capacity(disks.len());
@@ -364,7 +430,10 @@ impl VirtualMachine for Running {
                 }
             }
         }
-        let result = disks.iter().zip(&taken).try_for_each(|(disk, (_, set))| self.qmp.add_fd(*set, &disk.file, deadline));
+        let result = disks
+            .iter()
+            .zip(&taken)
+            .try_for_each(|(disk, (_, set))| self.qmp.add_fd(*set, &disk.file, deadline));
         let result = result.and_then(|()| {
             let nodes = disks.iter().zip(&taken).map(|(disk, (_, set))| {
                 let on_host = json!({"driver": "file", "filename": format!("/dev/fdset/{set}")});
@@ -392,7 +461,10 @@ impl VirtualMachine for Running {
         match result {
             Ok(()) => Ok(taken.into_iter().map(|(address, _)| address).collect()),
             Err(error) => {
-                self.undo(&taken, Instant::now() + timeout.min(Duration::from_secs(10)));
+                self.undo(
+                    &taken,
+                    Instant::now() + timeout.min(Duration::from_secs(10)),
+                );
                 Err(self.explain(error))
             }
         }
@@ -403,9 +475,15 @@ impl VirtualMachine for Running {
         self.ready(deadline)?;
         let found: Vec<(ScsiAddress, u32)> = {
             let table = lock(&self.disks);
-            disks.iter().filter_map(|address| Some((*address, *table.taken.get(address)?))).collect()
+            disks
+                .iter()
+                .filter_map(|address| Some((*address, *table.taken.get(address)?)))
+                .collect()
         };
-        let commands = found.iter().map(|(_, set)| ("device_del", json!({"id": device(*set)}))).collect();
+        let commands = found
+            .iter()
+            .map(|(_, set)| ("device_del", json!({"id": device(*set)})))
+            .collect();
         let asked = self.qmp.run_all(commands, deadline);
         let mut first = Ok(());
         let mut gone = Vec::with_capacity(found.len());
@@ -416,9 +494,15 @@ impl VirtualMachine for Running {
             }
         }
         let clean = |(_, set): &(ScsiAddress, u32)| {
-            [("blockdev-del", json!({"node-name": node(*set)})), ("remove-fd", json!({"fdset-id": set}))]
+            [
+                ("blockdev-del", json!({"node-name": node(*set)})),
+                ("remove-fd", json!({"fdset-id": set})),
+            ]
         };
-        for result in self.qmp.run_all(gone.iter().flat_map(clean).collect(), deadline) {
+        for result in self
+            .qmp
+            .run_all(gone.iter().flat_map(clean).collect(), deadline)
+        {
             first = first.and(result.map(drop).map_err(|error| self.explain(error)));
         }
         let mut table = lock(&self.disks);
@@ -429,19 +513,28 @@ impl VirtualMachine for Running {
     }
 
     fn ended(&self) -> Option<String> {
-        self.life.wait(Duration::ZERO).map(|status| self.describe(status))
+        self.life
+            .wait(Duration::ZERO)
+            .map(|status| self.describe(status))
     }
 
     fn stop(&self, timeout: Duration) -> Result<(), UvmError> {
         let deadline = Instant::now() + timeout;
-        let asked = self.ready(deadline).and_then(|()| self.qmp.run("quit", json!({}), deadline));
+        let asked = self
+            .ready(deadline)
+            .and_then(|()| self.qmp.run("quit", json!({}), deadline));
         let left = deadline.saturating_duration_since(Instant::now());
         match (self.life.wait(left), asked) {
             (Some(status), _) if status.success() => Ok(()),
-            (Some(status), _) => Err(UvmError::Gone { status: self.describe(status) }),
+            (Some(status), _) => Err(UvmError::Gone {
+                status: self.describe(status),
+            }),
             (None, asked) => {
                 self.kill();
-                Err(asked.err().unwrap_or(UvmError::TimedOut { operation: "stop".into(), after: timeout }))
+                Err(asked.err().unwrap_or(UvmError::TimedOut {
+                    operation: "stop".into(),
+                    after: timeout,
+                }))
             }
         }
     }
@@ -464,7 +557,10 @@ impl VirtualMachine for Running {
             ("console.log", self.logs.console.contents()),
             ("qemu-stderr.log", self.logs.stderr.contents()),
             ("qmp.log", self.logs.qmp.contents()),
-            ("command.txt", format!("{}\n", self.logs.command_line).into_bytes()),
+            (
+                "command.txt",
+                format!("{}\n", self.logs.command_line).into_bytes(),
+            ),
             ("status.txt", format!("{status}\n").into_bytes()),
         ]
     }
@@ -484,7 +580,13 @@ mod tests {
     fn addresses_fill_targets_and_are_used_again_lowest_first() {
         let mut disks = Disks::default();
         let taken: Vec<_> = (0..600).map(|_| disks.take().unwrap().0).collect();
-        assert_eq!(taken[254], ScsiAddress { target: 0, lun: 254 });
+        assert_eq!(
+            taken[254],
+            ScsiAddress {
+                target: 0,
+                lun: 254
+            }
+        );
         assert_eq!(taken[255], ScsiAddress { target: 1, lun: 0 });
         assert_eq!(taken[599], ScsiAddress { target: 2, lun: 89 });
         disks.taken.remove(&taken[7]);

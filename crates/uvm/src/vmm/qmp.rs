@@ -44,20 +44,28 @@ pub(super) struct Qmp {
 }
 
 fn gone(operation: &str) -> UvmError {
-    UvmError::Gone { status: format!("its monitor closed during {operation}") }
+    UvmError::Gone {
+        status: format!("its monitor closed during {operation}"),
+    }
 }
 
 impl Qmp {
     /// Takes over our end of the socket. Nothing is sent before the first command.
     pub(super) fn new(socket: UnixStream, trace: Arc<Ring>) -> Result<Self, UvmError> {
-        let reader = socket.try_clone().map_err(UvmError::io("duplicate", "QMP socket"))?;
+        let reader = socket
+            .try_clone()
+            .map_err(UvmError::io("duplicate", "QMP socket"))?;
         let shared = Arc::new(Shared::default());
         let (theirs, log) = (shared.clone(), trace.clone());
         std::thread::Builder::new()
             .name("lcow-qmp".into())
             .spawn(move || read_all(BufReader::new(reader), &theirs, &log))
             .map_err(UvmError::io("start thread", "lcow-qmp"))?;
-        Ok(Self { writer: Mutex::new((socket, 0)), shared, trace })
+        Ok(Self {
+            writer: Mutex::new((socket, 0)),
+            shared,
+            trace,
+        })
     }
 
     /// Waits for the greeting and leaves negotiation mode. QEMU greets when it starts to read.
@@ -100,9 +108,16 @@ impl Qmp {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let operation = format!("the monitor's {operation}");
-                return Err(UvmError::TimedOut { operation, after: began.elapsed() });
+                return Err(UvmError::TimedOut {
+                    operation,
+                    after: began.elapsed(),
+                });
             }
-            inbox = match self.shared.arrived.wait_timeout(inbox, left.min(Duration::from_secs(3600))) {
+            inbox = match self
+                .shared
+                .arrived
+                .wait_timeout(inbox, left.min(Duration::from_secs(3600)))
+            {
                 Ok((inbox, _)) => inbox,
                 Err(poison) => poison.into_inner().0,
             };
@@ -111,11 +126,19 @@ impl Qmp {
 
     fn reply(&self, command: &str, id: u64, deadline: Instant) -> Result<Value, UvmError> {
         self.wait(command, deadline, |inbox| inbox.replies.remove(&id))?
-            .map_err(|detail| UvmError::Vmm { operation: command.to_owned(), detail })
+            .map_err(|detail| UvmError::Vmm {
+                operation: command.to_owned(),
+                detail,
+            })
     }
 
     /// Runs one command.
-    pub(super) fn run(&self, command: &str, arguments: Value, deadline: Instant) -> Result<Value, UvmError> {
+    pub(super) fn run(
+        &self,
+        command: &str,
+        arguments: Value,
+        deadline: Instant,
+    ) -> Result<Value, UvmError> {
         let id = self.send(command, arguments, None)?;
         self.reply(command, id, deadline)
     }
@@ -138,12 +161,16 @@ impl Qmp {
             .into_iter()
             .map(|(command, arguments)| (command, self.send(command, arguments, None)))
             .collect();
-        sent.into_iter().map(|(command, id)| self.reply(command, id?, deadline)).collect()
+        sent.into_iter()
+            .map(|(command, id)| self.reply(command, id?, deadline))
+            .collect()
     }
 
     /// Waits until the device named `id` is gone from the machine.
     pub(super) fn wait_deleted(&self, id: &str, deadline: Instant) -> Result<(), UvmError> {
-        self.wait("removal of a device", deadline, |inbox| inbox.deleted.remove(id).then_some(()))
+        self.wait("removal of a device", deadline, |inbox| {
+            inbox.deleted.remove(id).then_some(())
+        })
     }
 }
 
@@ -163,7 +190,12 @@ fn send_with(socket: &mut UnixStream, line: &[u8], fd: &File) -> std::io::Result
     if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
         return Err(std::io::ErrorKind::OutOfMemory.into());
     }
-    let sent = rustix::net::sendmsg(&*socket, &[IoSlice::new(line)], &mut control, SendFlags::NOSIGNAL)?;
+    let sent = rustix::net::sendmsg(
+        &*socket,
+        &[IoSlice::new(line)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
     socket.write_all(&line[sent..])
 }
 
@@ -171,7 +203,11 @@ fn read_all(mut reader: BufReader<UnixStream>, shared: &Shared, trace: &Ring) {
     let mut line = Vec::new();
     loop {
         line.clear();
-        match reader.by_ref().take(LINE_LIMIT).read_until(b'\n', &mut line) {
+        match reader
+            .by_ref()
+            .take(LINE_LIMIT)
+            .read_until(b'\n', &mut line)
+        {
             Ok(0) | Err(_) => break,
             Ok(_) => {}
         }
@@ -234,8 +270,18 @@ mod tests {
                     writeln!(peer, "{}", json!({"return": {}, "id": ids[0]})).unwrap();
                 }
             }
-            writeln!(peer, "{}", json!({"event": "DEVICE_DELETED", "data": {"device": "d1"}})).unwrap();
-            writeln!(peer, "{}", json!({"error": {"class": "X", "desc": "no"}, "id": ids[2]})).unwrap();
+            writeln!(
+                peer,
+                "{}",
+                json!({"event": "DEVICE_DELETED", "data": {"device": "d1"}})
+            )
+            .unwrap();
+            writeln!(
+                peer,
+                "{}",
+                json!({"error": {"class": "X", "desc": "no"}, "id": ids[2]})
+            )
+            .unwrap();
             writeln!(peer, "{}", json!({"return": 7, "id": ids[1]})).unwrap();
         });
         qmp.negotiate(soon()).unwrap();
@@ -244,13 +290,18 @@ mod tests {
         assert_eq!(answers.pop().unwrap().unwrap(), json!(7));
         qmp.wait_deleted("d1", soon()).unwrap();
         server.join().unwrap();
-        assert!(matches!(qmp.run("c", json!({}), soon()), Err(UvmError::Gone { .. })));
+        assert!(matches!(
+            qmp.run("c", json!({}), soon()),
+            Err(UvmError::Gone { .. })
+        ));
     }
 
     #[test]
     fn silence_ends_at_the_deadline() {
         let (qmp, _peer) = pair();
-        let error = qmp.negotiate(Instant::now() + Duration::from_millis(30)).unwrap_err();
+        let error = qmp
+            .negotiate(Instant::now() + Duration::from_millis(30))
+            .unwrap_err();
         assert!(matches!(error, UvmError::TimedOut { .. }));
     }
 }

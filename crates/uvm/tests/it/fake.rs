@@ -3,7 +3,9 @@
 use lcow_agent::fake::FakeOs;
 use lcow_protocol::{HELLO_LEN, Hello, Role, ScsiAddress};
 use lcow_uvm::vmm::{ByteStream, LaunchPlan, NewDisk, VirtualMachine, Vmm};
-use lcow_uvm::{Accel, DiskSpec, ErrorKind, ExitStatus, Machine, MachineConfig, ProcessSpec, UvmError};
+use lcow_uvm::{
+    Accel, DiskSpec, ErrorKind, ExitStatus, Machine, MachineConfig, ProcessSpec, UvmError,
+};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -35,7 +37,11 @@ struct FakeVmm {
 
 impl FakeVmm {
     fn new(agent: Agent) -> Self {
-        Self { agent, os: FakeOs::new(), disks: Arc::default() }
+        Self {
+            agent,
+            os: FakeOs::new(),
+            disks: Arc::default(),
+        }
     }
 }
 
@@ -66,7 +72,11 @@ async fn agent(kind: Agent, os: FakeOs, mut socket: DuplexStream) {
     if kind == Agent::Echo {
         nonce[0] ^= 1;
     }
-    let mut answer = Hello { role: Role::Guest, nonce }.encode();
+    let mut answer = Hello {
+        role: Role::Guest,
+        nonce,
+    }
+    .encode();
     if kind == Agent::Stranger {
         answer[0] ^= 1;
     }
@@ -92,7 +102,12 @@ impl VirtualMachine for FakeVm {
         let mut table = self.disks.lock().unwrap();
         let first = table.len();
         table.extend(disks.into_iter().map(|disk| disk.serial));
-        Ok((first..table.len()).map(|lun| ScsiAddress { target: 0, lun: lun as u16 }).collect())
+        Ok((first..table.len())
+            .map(|lun| ScsiAddress {
+                target: 0,
+                lun: lun as u16,
+            })
+            .collect())
     }
 
     fn remove_disks(&self, disks: &[ScsiAddress], _: Duration) -> Result<(), UvmError> {
@@ -145,7 +160,12 @@ fn config(dir: &Path) -> MachineConfig {
 fn disk(dir: &Path, serial: &str) -> DiskSpec {
     let path = dir.join(format!("disk-{serial}"));
     std::fs::write(&path, [0; 4096]).unwrap();
-    DiskSpec { file: std::fs::File::open(path).unwrap(), bytes: 4096, read_only: false, serial: serial.into() }
+    DiskSpec {
+        file: std::fs::File::open(path).unwrap(),
+        bytes: 4096,
+        read_only: false,
+        serial: serial.into(),
+    }
 }
 
 #[test]
@@ -154,7 +174,9 @@ fn a_machine_works_and_goes_down_in_order() {
     let vmm = FakeVmm::new(Agent::Good);
     let machine = Machine::start_with(&vmm, &config(dir.path())).unwrap();
     assert_eq!(machine.info().kernel, "fake");
-    let disks = machine.attach(vec![disk(dir.path(), "a"), disk(dir.path(), "b")]).unwrap();
+    let disks = machine
+        .attach(vec![disk(dir.path(), "a"), disk(dir.path(), "b")])
+        .unwrap();
     let root = machine.container_root(&disks[..1], Some(disks[1])).unwrap();
     let mut spec = ProcessSpec::new(Some(root), ["cat"]);
     spec.stdin = true;
@@ -163,17 +185,42 @@ fn a_machine_works_and_goes_down_in_order() {
     stdin.write_all(b"there and back").unwrap();
     drop(stdin);
     let mut text = String::new();
-    process.take_stdout().unwrap().read_to_string(&mut text).unwrap();
-    assert_eq!((text.as_str(), process.wait().unwrap()), ("there and back", ExitStatus::Code(0)));
-    let busy = machine.exec(&ProcessSpec::new(Some(root), ["sleep"])).unwrap();
-    assert_eq!(machine.remove_union(root).unwrap_err().remote().unwrap().kind, ErrorKind::Busy);
+    process
+        .take_stdout()
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
+    assert_eq!(
+        (text.as_str(), process.wait().unwrap()),
+        ("there and back", ExitStatus::Code(0))
+    );
+    let busy = machine
+        .exec(&ProcessSpec::new(Some(root), ["sleep"]))
+        .unwrap();
+    assert_eq!(
+        machine
+            .remove_union(root)
+            .unwrap_err()
+            .remote()
+            .unwrap()
+            .kind,
+        ErrorKind::Busy
+    );
     machine.power_off().unwrap();
     assert!(busy.wait().is_err() || busy.wait().unwrap() == ExitStatus::Signal(9));
     let state = vmm.os.state();
     assert!(state.disks.is_empty() && state.unions.is_empty());
     let order: Vec<&str> = state.history.iter().map(String::as_str).collect();
-    let at = |what: &str| order.iter().position(|entry| entry.starts_with(what)).unwrap();
-    assert!(at("take apart") < at("unmount") && at("unmount") < at("sync"), "{order:?}");
+    let at = |what: &str| {
+        order
+            .iter()
+            .position(|entry| entry.starts_with(what))
+            .unwrap()
+    };
+    assert!(
+        at("take apart") < at("unmount") && at("unmount") < at("sync"),
+        "{order:?}"
+    );
 }
 
 #[test]
@@ -181,14 +228,27 @@ fn a_batch_is_mounted_whole_or_not_at_all() {
     let dir = tempfile::tempdir().unwrap();
     let vmm = FakeVmm::new(Agent::Good);
     let machine = Machine::start_with(&vmm, &config(dir.path())).unwrap();
-    let error = machine.attach(vec![disk(dir.path(), "good"), disk(dir.path(), "bad")]).unwrap_err();
+    let error = machine
+        .attach(vec![disk(dir.path(), "good"), disk(dir.path(), "bad")])
+        .unwrap_err();
     assert_eq!(error.remote().unwrap().kind, ErrorKind::Corrupt);
     assert!(vmm.os.state().disks.is_empty());
-    assert!(vmm.disks.lock().unwrap().iter().all(String::is_empty), "a disk stays added");
-    for (bytes, serial) in [(100, "x"), (8192, "x"), (4096, "not-plain"), (4096, "longerthantwentyletters")] {
+    assert!(
+        vmm.disks.lock().unwrap().iter().all(String::is_empty),
+        "a disk stays added"
+    );
+    for (bytes, serial) in [
+        (100, "x"),
+        (8192, "x"),
+        (4096, "not-plain"),
+        (4096, "longerthantwentyletters"),
+    ] {
         let mut spec = disk(dir.path(), "z");
         (spec.bytes, spec.serial) = (bytes, serial.into());
-        assert!(matches!(machine.attach(vec![spec]), Err(UvmError::BadOption { .. })), "{bytes} {serial}");
+        assert!(
+            matches!(machine.attach(vec![spec]), Err(UvmError::BadOption { .. })),
+            "{bytes} {serial}"
+        );
     }
 }
 
@@ -196,10 +256,20 @@ fn a_batch_is_mounted_whole_or_not_at_all() {
 fn a_fault_in_the_agent_is_an_error_of_one_request() {
     let dir = tempfile::tempdir().unwrap();
     let machine = Machine::start_with(&FakeVmm::new(Agent::Good), &config(dir.path())).unwrap();
-    let error = machine.exec(&ProcessSpec::new(None, ["panic"])).unwrap_err();
+    let error = machine
+        .exec(&ProcessSpec::new(None, ["panic"]))
+        .unwrap_err();
     assert_eq!(error.remote().unwrap().kind, ErrorKind::Internal, "{error}");
-    assert_eq!(machine.exec(&ProcessSpec::new(None, ["nothing"])).unwrap_err().shell_exit_code(), Some(127));
-    let process = machine.exec(&ProcessSpec::new(None, ["exit", "3"])).unwrap();
+    assert_eq!(
+        machine
+            .exec(&ProcessSpec::new(None, ["nothing"]))
+            .unwrap_err()
+            .shell_exit_code(),
+        Some(127)
+    );
+    let process = machine
+        .exec(&ProcessSpec::new(None, ["exit", "3"]))
+        .unwrap();
     assert_eq!(process.wait().unwrap(), ExitStatus::Code(3));
     assert_eq!(process.wait().unwrap(), ExitStatus::Code(3), "asked twice");
 }
@@ -217,8 +287,15 @@ fn an_agent_that_is_none_is_told_before_the_deadline() {
         let began = Instant::now();
         let error = Machine::start_with(&FakeVmm::new(agent), &config(dir.path())).unwrap_err();
         assert!(error.to_string().contains(expected), "{agent:?}: {error}");
-        assert!(began.elapsed() < Duration::from_secs(10), "{agent:?}: {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_secs(10),
+            "{agent:?}: {:?}",
+            began.elapsed()
+        );
         let bundle = error.bundle().unwrap();
-        assert_eq!(std::fs::read(bundle.join("console.log")).unwrap(), b"fake console\n");
+        assert_eq!(
+            std::fs::read(bundle.join("console.log")).unwrap(),
+            b"fake console\n"
+        );
     }
 }

@@ -18,12 +18,31 @@ fn a_killed_machine_is_noticed_at_once_and_leaves_nothing() {
     rustix_kill(pid);
     let began = Instant::now();
     let error = machine.exec(&ProcessSpec::new(None, ["x"])).unwrap_err();
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
-    assert!(matches!(error.cause(), UvmError::Gone { status } if status.contains("signal: 9")), "{error}");
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
+    assert!(
+        matches!(error.cause(), UvmError::Gone { status } if status.contains("signal: 9")),
+        "{error}"
+    );
     let bundle = error.bundle().unwrap();
-    assert!(std::fs::read_to_string(bundle.join("status.txt")).unwrap().contains("signal: 9"));
-    assert!(std::fs::read_to_string(bundle.join("command.txt")).unwrap().contains("-sandbox"));
-    assert!(std::fs::read_to_string(bundle.join("agent.log")).unwrap().contains("is up"));
+    assert!(
+        std::fs::read_to_string(bundle.join("status.txt"))
+            .unwrap()
+            .contains("signal: 9")
+    );
+    assert!(
+        std::fs::read_to_string(bundle.join("command.txt"))
+            .unwrap()
+            .contains("-sandbox")
+    );
+    assert!(
+        std::fs::read_to_string(bundle.join("agent.log"))
+            .unwrap()
+            .contains("is up")
+    );
     let name = machine.name().to_owned();
     drop(machine);
     assert!(processes_with(&name).is_empty());
@@ -32,12 +51,27 @@ fn a_killed_machine_is_noticed_at_once_and_leaves_nothing() {
         std::thread::sleep(Duration::from_millis(10));
     }
     // Other tests open and close theirs meanwhile; what one machine would leak is what is looked for.
-    let left: Vec<_> = std::fs::read_dir(dir.path().join("uvm")).unwrap().flatten().map(|e| e.file_name()).collect();
-    assert!(left.iter().all(|name| ["boot", "failed"].iter().any(|known| name == known)), "{left:?}");
+    let left: Vec<_> = std::fs::read_dir(dir.path().join("uvm"))
+        .unwrap()
+        .flatten()
+        .map(|e| e.file_name())
+        .collect();
+    assert!(
+        left.iter()
+            .all(|name| ["boot", "failed"].iter().any(|known| name == known)),
+        "{left:?}"
+    );
 }
 
 fn rustix_kill(pid: u32) {
-    assert!(Command::new("kill").arg("-KILL").arg(pid.to_string()).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .arg("-KILL")
+            .arg(pid.to_string())
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 #[test]
@@ -53,7 +87,11 @@ fn a_machine_dies_with_the_process_that_started_it() {
     need_qemu!();
     let dir = tempfile::tempdir().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "faults::a_machine_dies_with_the_process_that_started_it", "--nocapture"])
+        .args([
+            "--exact",
+            "faults::a_machine_dies_with_the_process_that_started_it",
+            "--nocapture",
+        ])
         .env(CHILD, dir.path())
         .spawn()
         .unwrap();
@@ -61,7 +99,10 @@ fn a_machine_dies_with_the_process_that_started_it() {
     let name = loop {
         match std::fs::read_to_string(dir.path().join("name")) {
             Ok(name) if !name.is_empty() => break name,
-            _ => assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "no machine came up"),
+            _ => assert!(
+                Instant::now() < deadline && child.try_wait().unwrap().is_none(),
+                "no machine came up"
+            ),
         }
         std::thread::sleep(Duration::from_millis(20));
     };

@@ -9,9 +9,23 @@ use std::time::Duration;
 fn shell(dir: &tempfile::TempDir, writable: bool) -> (Machine, UnionId) {
     let tree = dir.path().join("tree");
     std::fs::create_dir_all(tree.join("etc")).unwrap();
-    userland(&tree, &["dash", "cat", "id", "sleep", "env", "ls", "stat", "head", "mkdir", "mv", "rm", "hostname"]);
-    std::fs::write(tree.join("etc/passwd"), "root:x:0:0::/root:/bin/dash\napp:x:1000:100::/home/app:/bin/dash\n").unwrap();
-    std::fs::write(tree.join("etc/group"), "root:x:0:\nusers:x:100:\nvideo:x:44:app\n").unwrap();
+    userland(
+        &tree,
+        &[
+            "dash", "cat", "id", "sleep", "env", "ls", "stat", "head", "mkdir", "mv", "rm",
+            "hostname",
+        ],
+    );
+    std::fs::write(
+        tree.join("etc/passwd"),
+        "root:x:0:0::/root:/bin/dash\napp:x:1000:100::/home/app:/bin/dash\n",
+    )
+    .unwrap();
+    std::fs::write(
+        tree.join("etc/group"),
+        "root:x:0:\nusers:x:100:\nvideo:x:44:app\n",
+    )
+    .unwrap();
     std::fs::write(tree.join("etc/hosts"), "from the image\n").unwrap();
     std::fs::write(tree.join("plain"), "not a program\n").unwrap();
     let layer = disk(dir.path(), "layer", 64, Some(&tree));
@@ -21,7 +35,9 @@ fn shell(dir: &tempfile::TempDir, writable: bool) -> (Machine, UnionId) {
     }
     let machine = start(dir);
     let ids = machine.attach(disks).unwrap();
-    let root = machine.container_root(&ids[..1], ids.get(1).copied()).unwrap();
+    let root = machine
+        .container_root(&ids[..1], ids.get(1).copied())
+        .unwrap();
     (machine, root)
 }
 
@@ -35,8 +51,14 @@ fn a_process_is_what_its_specification_says() {
     let dir = tempfile::tempdir().unwrap();
     let (machine, root) = shell(&dir, true);
 
-    assert_eq!(sh(&machine, root, "echo out; echo err >&2; exit 7"), ("out\nerr\n".into(), ExitStatus::Code(7)));
-    assert_eq!(sh(&machine, root, "kill -TERM $$").1, ExitStatus::Signal(15));
+    assert_eq!(
+        sh(&machine, root, "echo out; echo err >&2; exit 7"),
+        ("out\nerr\n".into(), ExitStatus::Code(7))
+    );
+    assert_eq!(
+        sh(&machine, root, "kill -TERM $$").1,
+        ExitStatus::Signal(15)
+    );
 
     // Environment and working directory.
     let mut with = exec(root, &["dash", "-c", "echo $A $HOME; pwd"]);
@@ -47,7 +69,10 @@ fn a_process_is_what_its_specification_says() {
     // Users.
     for (user, expected) in [
         ("", "uid=0(root) gid=0(root) groups=0(root)"),
-        ("app", "uid=1000(app) gid=100(users) groups=100(users),44(video)"),
+        (
+            "app",
+            "uid=1000(app) gid=100(users) groups=100(users),44(video)",
+        ),
         ("1000:44", "uid=1000(app) gid=44(video) groups=44(video)"),
         ("4242", "uid=4242 gid=0(root) groups=0(root)"),
     ] {
@@ -57,25 +82,51 @@ fn a_process_is_what_its_specification_says() {
     }
     let mut with = exec(root, &["id"]);
     with.user = "nobody-here".into();
-    assert_eq!(machine.exec(&with).unwrap_err().remote().unwrap().kind, lcow_uvm::ErrorKind::NoSuchUser);
+    assert_eq!(
+        machine.exec(&with).unwrap_err().remote().unwrap().kind,
+        lcow_uvm::ErrorKind::NoSuchUser
+    );
 
     // What can't be started.
-    for (command, code) in [("no-such", 127), ("/no/such", 127), ("/plain", 126), ("/etc", 126)] {
+    for (command, code) in [
+        ("no-such", 127),
+        ("/no/such", 127),
+        ("/plain", 126),
+        ("/etc", 126),
+    ] {
         let error = machine.exec(&exec(root, &[command])).unwrap_err();
         assert_eq!(error.shell_exit_code(), Some(code), "{command}: {error}");
-        assert!(error.bundle().is_none(), "a mistyped command is no failure of the machine");
+        assert!(
+            error.bundle().is_none(),
+            "a mistyped command is no failure of the machine"
+        );
         assert!(error.to_string().contains(command), "{error}");
     }
 
     // Namespaces, host name, and the files of /etc.
-    let mut with = exec(root, &["dash", "-c", "hostname; cat /etc/hosts /etc/hostname; cat /etc/resolv.conf; echo $$; ls /proc | head -2; ls -d /dev/pts /dev/shm /sys/kernel"]);
+    let mut with = exec(
+        root,
+        &[
+            "dash",
+            "-c",
+            "hostname; cat /etc/hosts /etc/hostname; cat /etc/resolv.conf; echo $$; ls /proc | head -2; ls -d /dev/pts /dev/shm /sys/kernel",
+        ],
+    );
     with.hostname = "boxy".into();
     with.resolv_conf = b"nameserver 10.0.2.3\n".to_vec();
     let text = run(&machine, &with).0;
     assert!(text.starts_with("boxy\n127.0.0.1\tlocalhost\n"), "{text}");
     assert!(text.contains("\nboxy\nnameserver 10.0.2.3\n"), "{text}");
     assert!(text.contains("/dev/pts\n/dev/shm\n/sys/kernel\n"), "{text}");
-    assert_eq!(sh(&machine, root, "stat -c %a /tmp; cat /proc/sys/kernel/hostname").0, "1777\n(none)\n");
+    assert_eq!(
+        sh(
+            &machine,
+            root,
+            "stat -c %a /tmp; cat /proc/sys/kernel/hostname"
+        )
+        .0,
+        "1777\n(none)\n"
+    );
 
     // The writable disk holds what was written, and nothing that was only mounted.
     let list = "cd /; for d in proc sys dev etc tmp; do echo $d; done; echo kept > /tmp/kept";
@@ -87,7 +138,10 @@ fn a_process_is_what_its_specification_says() {
         .output()
         .unwrap();
     let names = String::from_utf8_lossy(&debugfs.stdout);
-    let mut names: Vec<_> = names.lines().filter_map(|line| line.split('/').nth(5)).collect();
+    let mut names: Vec<_> = names
+        .lines()
+        .filter_map(|line| line.split('/').nth(5))
+        .collect();
     names.sort_unstable();
     assert_eq!(names, [".", "..", "made", "tmp"]);
 }
@@ -111,7 +165,11 @@ fn streams_move_both_ways_at_once_and_signals_arrive() {
         stdin.finish().unwrap();
     });
     let mut got = Vec::new();
-    process.take_stdout().unwrap().read_to_end(&mut got).unwrap();
+    process
+        .take_stdout()
+        .unwrap()
+        .read_to_end(&mut got)
+        .unwrap();
     writer.join().unwrap();
     assert!(got == sent, "{} bytes came back of {SIZE}", got.len());
     assert_eq!(process.wait().unwrap(), ExitStatus::Code(0));
@@ -122,7 +180,10 @@ fn streams_move_both_ways_at_once_and_signals_arrive() {
     let mut stdout = process.take_stdout().unwrap();
     stdout.read_exact(&mut some).unwrap();
     drop(stdout);
-    assert_eq!(process.wait_timeout(Duration::from_secs(60)).unwrap(), Some(ExitStatus::Signal(13)));
+    assert_eq!(
+        process.wait_timeout(Duration::from_secs(60)).unwrap(),
+        Some(ExitStatus::Signal(13))
+    );
 
     // Signals, to a process that handles one and to one that doesn't.
     let script = "trap 'echo caught; exit 5' USR1; echo ready; while :; do sleep 0.05; done";
@@ -133,9 +194,15 @@ fn streams_move_both_ways_at_once_and_signals_arrive() {
     process.signal(10).unwrap();
     let mut text = String::new();
     stdout.read_to_string(&mut text).unwrap();
-    assert_eq!((text.as_str(), process.wait().unwrap()), ("caught\n", ExitStatus::Code(5)));
+    assert_eq!(
+        (text.as_str(), process.wait().unwrap()),
+        ("caught\n", ExitStatus::Code(5))
+    );
     let process = machine.exec(&exec(root, &["sleep", "1000"])).unwrap();
-    assert_eq!(process.wait_timeout(Duration::from_millis(50)).unwrap(), None);
+    assert_eq!(
+        process.wait_timeout(Duration::from_millis(50)).unwrap(),
+        None
+    );
     process.signal(2).unwrap();
     assert_eq!(process.wait().unwrap(), ExitStatus::Signal(2));
 
@@ -145,7 +212,10 @@ fn streams_move_both_ways_at_once_and_signals_arrive() {
     drop(machine.exec(&exec(root, &["sleep", "1000"])).unwrap());
     let deadline = std::time::Instant::now() + Duration::from_secs(30);
     while machine.statistics().unwrap().processes != 0 {
-        assert!(std::time::Instant::now() < deadline, "a process outlives its handle");
+        assert!(
+            std::time::Instant::now() < deadline,
+            "a process outlives its handle"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
     machine.remove_union(root).unwrap();
@@ -162,7 +232,14 @@ fn several_processes_run_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let (machine, root) = shell(&dir, false);
     let running: Vec<_> = (0..8)
-        .map(|i| machine.exec(&exec(root, &["dash", "-c", &format!("sleep 0.2; echo {i}; exit {i}")])).unwrap())
+        .map(|i| {
+            machine
+                .exec(&exec(
+                    root,
+                    &["dash", "-c", &format!("sleep 0.2; echo {i}; exit {i}")],
+                ))
+                .unwrap()
+        })
         .collect();
     for (i, process) in running.into_iter().enumerate() {
         let code = i32::try_from(i).unwrap();

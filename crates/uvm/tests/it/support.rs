@@ -13,7 +13,10 @@ pub(crate) fn missing() -> Option<&'static str> {
         return Some("qemu-system-x86_64 is not installed");
     }
     let kernels = std::fs::read_dir("/boot").into_iter().flatten().flatten();
-    if !kernels.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("vmlinuz-")) {
+    if !kernels
+        .into_iter()
+        .any(|entry| entry.file_name().to_string_lossy().starts_with("vmlinuz-"))
+    {
         return Some("there is no kernel in /boot");
     }
     (!lcow_testkit::have("mke2fs")).then_some("mke2fs is not installed")
@@ -45,19 +48,40 @@ pub(crate) fn disk(dir: &Path, name: &str, mib: u64, tree: Option<&Path>) -> Pat
     let path = dir.join(name);
     File::create(&path).unwrap().set_len(mib << 20).unwrap();
     let mut command = Command::new("mke2fs");
-    command.args(["-q", "-t", "ext4", "-O", "^resize_inode", "-E", "lazy_itable_init=1"]);
+    command.args([
+        "-q",
+        "-t",
+        "ext4",
+        "-O",
+        "^resize_inode",
+        "-E",
+        "lazy_itable_init=1",
+    ]);
     if let Some(tree) = tree {
         command.arg("-d").arg(tree);
     }
     let output = command.arg(&path).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     path
 }
 
 pub(crate) fn spec(path: &Path, read_only: bool) -> DiskSpec {
-    let file = File::options().read(true).write(!read_only).open(path).unwrap();
+    let file = File::options()
+        .read(true)
+        .write(!read_only)
+        .open(path)
+        .unwrap();
     let bytes = file.metadata().unwrap().len();
-    DiskSpec { file, bytes, read_only, serial: String::new() }
+    DiskSpec {
+        file,
+        bytes,
+        read_only,
+        serial: String::new(),
+    }
 }
 
 /// A tree with a static busybox-like helper is not at hand everywhere; the programs of the tests come from this machine, with
@@ -65,11 +89,18 @@ pub(crate) fn spec(path: &Path, read_only: bool) -> DiskSpec {
 pub(crate) fn userland(dir: &Path, programs: &[&str]) {
     let mut files = Vec::new();
     for program in programs {
-        let path = String::from_utf8(Command::new("which").arg(program).output().unwrap().stdout).unwrap();
+        let path =
+            String::from_utf8(Command::new("which").arg(program).output().unwrap().stdout).unwrap();
         let path = std::fs::canonicalize(path.trim()).unwrap();
         let ldd = Command::new("ldd").arg(&path).output().unwrap();
-        for word in String::from_utf8_lossy(&ldd.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
-            files.push((PathBuf::from(word), PathBuf::from(word.trim_start_matches('/'))));
+        for word in String::from_utf8_lossy(&ldd.stdout)
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'))
+        {
+            files.push((
+                PathBuf::from(word),
+                PathBuf::from(word.trim_start_matches('/')),
+            ));
         }
         files.push((path, Path::new("bin").join(program)));
     }
@@ -82,7 +113,10 @@ pub(crate) fn userland(dir: &Path, programs: &[&str]) {
 
 /// Runs `script` with the shell in `root`: what it wrote, and its exit status.
 pub(crate) fn sh(machine: &Machine, root: UnionId, script: &str) -> (String, lcow_uvm::ExitStatus) {
-    run(machine, &ProcessSpec::new(Some(root), ["/bin/dash", "-c", script]))
+    run(
+        machine,
+        &ProcessSpec::new(Some(root), ["/bin/dash", "-c", script]),
+    )
 }
 
 pub(crate) fn run(machine: &Machine, spec: &ProcessSpec) -> (String, lcow_uvm::ExitStatus) {
@@ -92,7 +126,10 @@ pub(crate) fn run(machine: &Machine, spec: &ProcessSpec) -> (String, lcow_uvm::E
 
 /// Reads both streams to their ends; standard error follows standard output.
 pub(crate) fn output(mut process: Process) -> (String, lcow_uvm::ExitStatus) {
-    let (mut out, mut err) = (process.take_stdout().unwrap(), process.take_stderr().unwrap());
+    let (mut out, mut err) = (
+        process.take_stdout().unwrap(),
+        process.take_stderr().unwrap(),
+    );
     let errors = std::thread::spawn(move || {
         let mut text = Vec::new();
         err.read_to_end(&mut text).unwrap();
@@ -101,7 +138,10 @@ pub(crate) fn output(mut process: Process) -> (String, lcow_uvm::ExitStatus) {
     let mut text = Vec::new();
     out.read_to_end(&mut text).unwrap();
     text.write_all(&errors.join().unwrap()).unwrap();
-    (String::from_utf8_lossy(&text).into_owned(), process.wait().unwrap())
+    (
+        String::from_utf8_lossy(&text).into_owned(),
+        process.wait().unwrap(),
+    )
 }
 
 /// Live processes whose command line holds `text`, but this one.
@@ -112,7 +152,8 @@ pub(crate) fn processes_with(text: &str) -> Vec<u32> {
         .filter_map(|entry| {
             let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
             let line = std::fs::read(entry.path().join("cmdline")).ok()?;
-            (pid != std::process::id() && String::from_utf8_lossy(&line).contains(text)).then_some(pid)
+            (pid != std::process::id() && String::from_utf8_lossy(&line).contains(text))
+                .then_some(pid)
         })
         .collect()
 }
