@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The kernel's command line: silent, no self-tests of the crypto code, dead at once on any fault.
-const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=0 panic=-1 oops=panic cryptomgr.notests";
+/// The kernel's command line (level 1, not 0: at 0 even a panic says nothing): silent, no self-tests of the crypto code, dead at once on any fault.
+const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1 oops=panic cryptomgr.notests";
 /// How long a machine may take to answer, whatever the timeout of its operations.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long the agent may be silent before the machine counts as dead. Longer than any guest is ever busy.
