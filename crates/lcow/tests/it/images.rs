@@ -1,7 +1,7 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::archive::{ImageSpec, docker, gzip, oci, sorted, tar, two_layers};
+use crate::archive::{ImageSpec, docker, gzip, oci, sorted, tar, two_layers, write_directory};
 use crate::support::{Lab, stderr, stdout, str};
 
 #[test]
