@@ -181,7 +181,12 @@ impl SystemZone {
             0,
             div(SUPERBLOCK_OFFSET, superblock.block_size).saturating_add(1),
         )];
-        let mut add = |start: u64, len: u64| ranges.push((start, start.saturating_add(len)));
+        let mut add = |start: u64, len: u64| {
+            // An empty range would lie in the middle of a run that crosses it.
+            if len > 0 {
+                ranges.push((start, start.saturating_add(len)));
+            }
+        };
         for (group, number) in groups.iter().zip(0_u32..) {
             let start = u64::from(number)
                 .saturating_mul(superblock.blocks_per_group)

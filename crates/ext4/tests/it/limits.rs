@@ -261,3 +261,27 @@ fn deleted_data_leaves_holes() {
     let left = bytes.windows(8).filter(|w| *w == b"ssssssss").count();
     assert_eq!(left, 10_000 - 7);
 }
+
+#[test]
+fn a_file_that_crosses_groups_reads_back() {
+    // Groups have 32,768 blocks here: the one run of blocks goes through the start of the second and the third.
+    let disk = MemDisk::new();
+    let mut w = Writer::new(&disk, &WriterOptions::default()).unwrap();
+    let f = w
+        .create(ROOT, b"large", Content::Regular, &meta(0o644))
+        .unwrap();
+    w.begin_data(f).unwrap();
+    let mebibyte = noise(1 << 20, 7);
+    for _ in 0..300 {
+        w.write_data(&mebibyte).unwrap();
+    }
+    w.end_data().unwrap();
+    w.finish(&IDENTITY).unwrap();
+    let filesystem = lcow_ext4::reader::Filesystem::open(&disk).unwrap();
+    let inode = filesystem.resolve(b"large").unwrap();
+    let mut read = vec![0; 1 << 20];
+    for i in 0..300 {
+        let n = filesystem.read_at(&inode, i << 20, &mut read).unwrap();
+        assert!(n == read.len() && read == mebibyte, "mebibyte {i}");
+    }
+}
