@@ -15,9 +15,10 @@ whiteouts: honoured
 opaque directory: honoured
 Linux 6.
 D /etc/debian_version
+C /etc/issue
 A /srv/hello.txt
 the 3 original layers have the same diff IDs in the saved archive
-the committed layer holds exactly the 14 entries that were changed
+the committed layer holds exactly what was changed, and the directories on the way: 15 entries
 the host's mount table is what it was
 no process is left over
 LINES
