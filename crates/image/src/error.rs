@@ -155,7 +155,7 @@ pub enum ImageError {
         digest: String,
         /// The store's error.
         #[source]
-        source: DriverError,
+        source: Box<DriverError>,
     },
     /// A root file system's tar could not be made into a disk.
     #[error("{input}")]
@@ -164,7 +164,7 @@ pub enum ImageError {
         input: String,
         /// The store's error.
         #[source]
-        source: DriverError,
+        source: Box<DriverError>,
     },
     /// No image matches.
     #[error("there is no image {query}")]
@@ -242,12 +242,8 @@ impl ImageError {
             Self::NoPlatform { .. } | Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Refused { .. } => ErrorKind::Refused,
-            Self::Layer { source, .. } | Self::RootFs { source, .. } | Self::Store(source) => {
-                match source {
-                    DriverError::Cancelled => ErrorKind::Cancelled,
-                    _ => ErrorKind::Store,
-                }
-            }
+            Self::Store(DriverError::Cancelled) => ErrorKind::Cancelled,
+            Self::Layer { .. } | Self::RootFs { .. } | Self::Store(_) => ErrorKind::Store,
             Self::Ambiguous { .. } => ErrorKind::Ambiguous,
             Self::InvalidName { .. } | Self::InvalidPlatform { .. } => ErrorKind::Invalid,
             Self::Input { .. } | Self::Output(_) | Self::Io { .. } => ErrorKind::Io,
@@ -270,9 +266,8 @@ impl ImageError {
             Self::NoPlatform { available, .. } => {
                 format!("name one with --platform: {available}")
             }
-            Self::Layer { source, .. } | Self::RootFs { source, .. } | Self::Store(source) => {
-                return source.hint();
-            }
+            Self::Layer { source, .. } | Self::RootFs { source, .. } => return source.hint(),
+            Self::Store(source) => return source.hint(),
             _ => return None,
         };
         Some(hint)

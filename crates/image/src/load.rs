@@ -424,7 +424,7 @@ impl Session<'_> {
                     index: index + 1,
                     total,
                     digest: digest.to_string(),
-                    source,
+                    source: Box::new(source),
                 }
             }
         }
@@ -465,7 +465,7 @@ impl Session<'_> {
         watched.finish(self.cancel)?;
         let staged = result.map_err(|source| ImageError::RootFs {
             input: self.input.clone(),
-            source,
+            source: Box::new(source),
         })?;
         let record = staged.applied().record.clone();
         let id = LayerId::new(&chain_id(None, &record.diff_id).hex())?;

@@ -324,7 +324,7 @@ impl Images {
                 !taken
             }
             // With a name, an entry without one says nothing more.
-            None => !(same.contains(&other.digest) && !names.is_empty()),
+            None => !same.contains(&other.digest) || names.is_empty(),
         });
         for mut orphan in orphans {
             if !index.manifests.iter().any(|e| e.digest == orphan.digest) {

@@ -68,7 +68,9 @@ impl Save {
         writer
             .flush()
             .with_context(|| format!("writing {}", self.output.display()))?;
-        let output = writer.into_inner().map_err(|e| e.into_error())?;
+        let output = writer
+            .into_inner()
+            .map_err(std::io::IntoInnerError::into_error)?;
         let to_stdout = output.is_stdout();
         output.keep()?;
         if !to_stdout {

@@ -151,7 +151,7 @@ fn a_full_disk() {
     std::fs::create_dir(&small).unwrap();
     lcow_testkit::run(
         "mount",
-        &["-t", "tmpfs", "-o", "size=8m", "tmpfs", str(&small)],
+        ["-t", "tmpfs", "-o", "size=8m", "tmpfs", str(&small)],
     );
     let root = small.join("root");
     let rootfs = lab.write("large.tar", &tar(&[("file", &noise(16 << 20, 1))]));
@@ -164,7 +164,7 @@ fn a_full_disk() {
     let disk = small.join("x.ext4");
     let direct = lab.run(&["disk", "from-tar", "-i", str(&rootfs), "-o", str(&disk)]);
     let exists = disk.exists();
-    lcow_testkit::run("umount", &[str(&small)]);
+    lcow_testkit::run("umount", [str(&small)]);
     assert_eq!(left, [""; 0]);
     assert!(!exists);
     for output in [outcome, direct] {

@@ -153,6 +153,18 @@ fn docker_archives_and_root_file_systems() {
         "one image of two names"
     );
 
+    let layout = lab.path("layout");
+    let tagged = ImageSpec {
+        name: Some("3.1".to_owned()),
+        ..spec
+    };
+    write_directory(&oci(&[tagged]), &layout);
+    assert_eq!(
+        lab.ok(&["load", str(&layout)]),
+        "layout:3.1\n",
+        "a bare tag takes the directory's name"
+    );
+
     let rootfs = lab.write(
         "rootfs.tar.gz",
         &gzip(&tar(&[("etc/", b""), ("etc/x", b"x")])),

@@ -113,7 +113,10 @@ impl FromTar {
         disk.as_file().sync_all().with_context(writing)?;
         if let Some(mut split) = split {
             split.flush().with_context(|| "writing the sidecar")?;
-            split.into_inner().map_err(|e| e.into_error())?.keep()?;
+            split
+                .into_inner()
+                .map_err(std::io::IntoInnerError::into_error)?
+                .keep()?;
         }
         let file = disk
             .persist(&self.output)

@@ -78,7 +78,10 @@ impl ToTar {
         writer
             .flush()
             .with_context(|| format!("writing {}", self.output.display()))?;
-        writer.into_inner().map_err(|e| e.into_error())?.keep()
+        writer
+            .into_inner()
+            .map_err(std::io::IntoInnerError::into_error)?
+            .keep()
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use anyhow::Result;
 use clap::Args;
 use lcow_ext4::FileType;
-use lcow_ext4::reader::ReadError;
+use lcow_ext4::reader::{FileMap, ReadError};
 
 use super::Source;
 use crate::context::Context;
@@ -32,6 +32,8 @@ impl Verify {
         let mut counts = Counts::default();
         let checked = (|| -> Result<(), ReadError> {
             let mut buffer = vec![0; 1 << 20];
+            let next =
+                |map: &FileMap, offset| self.data.then(|| fs.next_data(map, offset)).flatten();
             let mut seen = HashSet::new();
             let root = fs.root()?;
             for file in fs.walk(&root)? {
@@ -48,10 +50,7 @@ impl Verify {
                         let map = fs.map_file(&file.inode)?;
                         counts.bytes += file.inode.size;
                         let mut offset = 0;
-                        while self.data {
-                            let Some(range) = fs.next_data(&map, offset) else {
-                                break;
-                            };
+                        while let Some(range) = next(&map, offset) {
                             offset = range.start;
                             while offset < range.end {
                                 let n = fs.read_mapped(&map, offset, &mut buffer)?;

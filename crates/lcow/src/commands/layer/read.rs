@@ -112,7 +112,10 @@ fn finish(mut writer: BufWriter<Output>, path: &std::path::Path) -> Result<()> {
     writer
         .flush()
         .with_context(|| format!("writing {}", path.display()))?;
-    writer.into_inner().map_err(|e| e.into_error())?.keep()
+    writer
+        .into_inner()
+        .map_err(std::io::IntoInnerError::into_error)?
+        .keep()
 }
 
 fn against(store: &Store, query: Option<&str>) -> Result<Against> {
