@@ -39,7 +39,6 @@ fn words(words: &[&dyn std::fmt::Display]) -> Vec<String> {
 }
 
 fn ways(lcow: String, mke2fs: String) -> Vec<Way> {
-    let plain = lcow.clone();
     vec![
         Way {
             name: "cp",
@@ -60,21 +59,6 @@ fn ways(lcow: String, mke2fs: String) -> Vec<Way> {
                     &lcow,
                     &"disk",
                     &"from-tar",
-                    &"-i",
-                    &tar.display(),
-                    &"-o",
-                    &out.display(),
-                ])
-            }),
-        },
-        Way {
-            name: "lcow … --no-digest",
-            command: Box::new(move |tar, out| {
-                words(&[
-                    &plain,
-                    &"disk",
-                    &"from-tar",
-                    &"--no-digest",
                     &"-i",
                     &tar.display(),
                     &"-o",

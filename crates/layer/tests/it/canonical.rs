@@ -26,8 +26,10 @@ fn raw<T: Tree>(tree: &T) -> Vec<u8> {
 
 fn disk_of(tar: &[u8], overlay: bool) -> Vec<u8> {
     let disk = MemDisk::new();
-    let mut options = ApplyOptions::default();
-    options.overlay = overlay;
+    let options = ApplyOptions {
+        overlay,
+        ..ApplyOptions::default()
+    };
     apply(tar, &disk, None, &options).unwrap();
     disk.into_bytes()
 }

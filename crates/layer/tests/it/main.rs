@@ -4,6 +4,7 @@ mod apply;
 mod canonical;
 mod corpora;
 mod differences;
+mod extraction;
 mod forest;
 mod gnu;
 mod kernel;
