@@ -238,10 +238,10 @@ impl GuestProcess for LinuxProcess {
     }
 
     fn wait(&self) -> ExitStatus {
-        // Its own handle: signals are sent while this one waits.
-        let reported = self
-            .control()
-            .try_clone()
+        // Its own handle, taken in a statement of its own: the lock's guard would otherwise live until the event has come, and
+        // a signal sent meanwhile would wait for it, and with it the thread that serves the host.
+        let control = self.control().try_clone();
+        let reported = control
             .ok()
             .and_then(|mut control| read_event(&mut control));
         let ended = self
