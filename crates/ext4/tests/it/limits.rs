@@ -285,3 +285,16 @@ fn a_file_that_crosses_groups_reads_back() {
         assert!(n == read.len() && read == mebibyte, "mebibyte {i}");
     }
 }
+
+#[test]
+fn the_page_lists_the_features() {
+    let disk = MemDisk::new();
+    let w = Writer::new(&disk, &WriterOptions::default()).unwrap();
+    w.finish(&IDENTITY).unwrap();
+    let filesystem = lcow_ext4::reader::Filesystem::open(&disk).unwrap();
+    let page: Vec<_> = lcow_testkit::page_table("format/layer.md")
+        .into_iter()
+        .map(|row| row[0].clone())
+        .collect();
+    assert_eq!(page, filesystem.info().features);
+}
