@@ -8,7 +8,7 @@ use crate::stream::{end_chunks, read_chunk, read_frame, write_chunk, write_frame
 use crate::{Deadline, GuestOs, GuestProcess, UnionMount};
 use futures::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use lcow_protocol::{
-    Call, DiskId, DiskMount, ErrorKind, ExecSpec, ExitStatus, MAX_STREAMS, ProcessControl,
+    Call, DiskId, DiskMount, ErrorKind, ExecSpec, ExitStatus, Lower, MAX_STREAMS, ProcessControl,
     ProcessEvent, ProcessId, RemoteError, Reply, Request, Response, Statistics, Stdio, UnionId,
     UnionSpec, chunk,
 };
@@ -72,6 +72,15 @@ const POWER_OFF_MS: u32 = 60_000;
 
 fn disk_path(disk: DiskId) -> PathBuf {
     PathBuf::from(format!("/d/{disk}"))
+}
+
+fn lower_path(lower: &Lower) -> PathBuf {
+    let disk = disk_path(lower.disk);
+    if lower.sandbox {
+        disk.join("upper")
+    } else {
+        disk
+    }
 }
 
 fn union_path(union: UnionId) -> PathBuf {
@@ -330,10 +339,15 @@ impl<O: GuestOs> Server<O> {
 
     fn make_union(&self, spec: &UnionSpec) -> Result<Reply, RemoteError> {
         const OPERATION: &str = "make union";
-        if spec.lowers.is_empty() && spec.upper.is_none() {
+        if spec.lowers.is_empty() && spec.upper.is_none() && !spec.mount_points {
             return Err(refused(OPERATION, "a union needs a disk".into()));
         }
-        let disks: Vec<DiskId> = spec.lowers.iter().copied().chain(spec.upper).collect();
+        let disks: Vec<DiskId> = spec
+            .lowers
+            .iter()
+            .map(|lower| lower.disk)
+            .chain(spec.upper)
+            .collect();
         {
             let mut tables = self.tables();
             if tables.powering_off || tables.unions.len() >= TABLE_LIMIT {
@@ -377,7 +391,7 @@ impl<O: GuestOs> Server<O> {
             );
         }
         let mount = UnionMount {
-            lowers: spec.lowers.iter().copied().map(disk_path).collect(),
+            lowers: spec.lowers.iter().map(lower_path).collect(),
             upper: spec.upper.map(disk_path),
             mount_points: spec.mount_points,
         };

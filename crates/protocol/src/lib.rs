@@ -47,7 +47,7 @@ pub use frame::{
 };
 pub use handshake::{HELLO_LEN, HandshakeError, Hello, NONCE_LEN, Role, VERSION};
 pub use message::{
-    AgentInfo, Call, DiskId, DiskMount, ExecSpec, ExitStatus, Identity, ProcessControl,
+    AgentInfo, Call, DiskId, DiskMount, ExecSpec, ExitStatus, Identity, Lower, ProcessControl,
     ProcessEvent, ProcessId, Reply, Request, RequestId, Response, ScsiAddress, Statistics, Stdio,
     UnionId, UnionSpec,
 };

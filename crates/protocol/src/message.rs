@@ -156,13 +156,31 @@ pub struct DiskMount {
     pub read_only: bool,
 }
 
+/// A read-only layer of a union.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Lower {
+    /// Its disk.
+    pub disk: DiskId,
+    /// Whether it is a sandbox: its files are then in the disk's directory `upper`, else in its root directory.
+    pub sandbox: bool,
+}
+
+impl From<DiskId> for Lower {
+    fn from(disk: DiskId) -> Self {
+        Self {
+            disk,
+            sandbox: false,
+        }
+    }
+}
+
 /// A union of disks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnionSpec {
     /// Its number from now on.
     pub union: UnionId,
-    /// Read-only disks, nearest first.
-    pub lowers: Vec<DiskId>,
+    /// Read-only layers, nearest first.
+    pub lowers: Vec<Lower>,
     /// The writable disk; its directories `upper` and `work` take the changes.
     pub upper: Option<DiskId>,
     /// Adds a lowest layer that is in no disk, with the mount points a container needs (`/proc`, `/sys`, `/dev`, `/tmp`,

@@ -32,6 +32,9 @@ pub enum Verdict {
 struct Record {
     boot_id: String,
     verdict: Verdict,
+    /// Why, in words.
+    #[serde(default)]
+    why: String,
 }
 
 /// What to try.
@@ -53,19 +56,37 @@ fn boot_id() -> Option<String> {
         .map(|id| id.trim().to_owned())
 }
 
+fn record(state_dir: &Path) -> Option<Record> {
+    let record: Record = serde_json::from_slice(&std::fs::read(file(state_dir)).ok()?).ok()?;
+    (Some(&record.boot_id) == boot_id().as_ref()).then_some(record)
+}
+
 /// The verdict of this boot, if there is one; `lcow doctor` shows it.
 #[must_use]
 pub fn verdict(state_dir: &Path) -> Option<Verdict> {
-    let record: Record = serde_json::from_slice(&std::fs::read(file(state_dir)).ok()?).ok()?;
-    (Some(record.boot_id) == boot_id()).then_some(record.verdict)
+    record(state_dir).map(|record| record.verdict)
 }
 
-/// Keeps a verdict. That it can't be kept only costs the next start a probe.
-pub(crate) fn remember(state_dir: &Path, verdict: Verdict) {
+/// What a person is told about the verdict of this boot: why machines are emulated, or that they need not be.
+#[must_use]
+pub fn reason(state_dir: &Path) -> Option<String> {
+    let record = record(state_dir)?;
+    Some(match record.verdict {
+        Verdict::Works => "KVM works".into(),
+        Verdict::Hangs => format!(
+            "{DEVICE} is there, but no guest runs under it ({}): emulating until this host boots again",
+            record.why
+        ),
+    })
+}
+
+/// Keeps a verdict, and why. That it can't be kept only costs the next start a probe.
+pub(crate) fn remember(state_dir: &Path, verdict: Verdict, why: &str) {
     let write = || -> Option<()> {
         let bytes = serde_json::to_vec(&Record {
             boot_id: boot_id()?,
             verdict,
+            why: why.to_owned(),
         })
         .ok()?;
         let mut temporary = tempfile::NamedTempFile::new_in(state_dir).ok()?;
@@ -113,11 +134,13 @@ mod tests {
     fn a_verdict_holds_for_this_boot_only() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(verdict(dir.path()), None);
-        remember(dir.path(), Verdict::Hangs);
+        remember(dir.path(), Verdict::Hangs, "it was slow");
         assert_eq!(verdict(dir.path()), Some(Verdict::Hangs));
+        assert!(reason(dir.path()).unwrap().contains("(it was slow)"));
         let other = Record {
             boot_id: "another boot".into(),
             verdict: Verdict::Works,
+            why: String::new(),
         };
         std::fs::write(file(dir.path()), serde_json::to_vec(&other).unwrap()).unwrap();
         assert_eq!(verdict(dir.path()), None);

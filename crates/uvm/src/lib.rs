@@ -6,6 +6,8 @@
 //! Dropping a machine kills it, and so does the end of the process that started it.
 //!
 //! ```text
+//!  UtilityVms         a driver's Mounter: a machine per layer in use
+//!    │
 //!  Machine ─┬─ vmm      starts it, adds and removes disks     trait Vmm: Qemu, and a fake in tests
 //!           ├─ session  talks to the agent                    yamux over one port
 //!           ├─ boot     kernel and initrd, found and cached
@@ -42,6 +44,7 @@ mod config;
 mod diagnostics;
 mod error;
 mod machine;
+mod mounter;
 mod process;
 mod session;
 pub mod vmm;
@@ -49,7 +52,8 @@ pub mod vmm;
 pub use config::{Accel, DEFAULT_MEMORY_MIB, DEFAULT_TIMEOUT, MachineConfig};
 pub use error::UvmError;
 pub use lcow_protocol::{
-    AgentInfo, DiskId, ErrorKind, ExitStatus, ProcessId, RemoteError, Statistics, UnionId,
+    AgentInfo, DiskId, ErrorKind, ExitStatus, Lower, ProcessId, RemoteError, Statistics, UnionId,
 };
 pub use machine::{DiskSpec, Machine};
+pub use mounter::{MountedLayer, UtilityVms};
 pub use process::{Process, ProcessOutput, ProcessSpec, ProcessStdin};

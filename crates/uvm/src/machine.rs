@@ -8,7 +8,7 @@ use crate::session::{Failure, Session};
 use crate::vmm::{Accelerator, LaunchPlan, NewDisk, Qemu, VirtualMachine, Vmm};
 use crate::{MachineConfig, UvmError};
 use lcow_protocol::{
-    AgentInfo, Call, DiskId, DiskMount, Reply, ScsiAddress, Statistics, UnionId, UnionSpec,
+    AgentInfo, Call, DiskId, DiskMount, Lower, Reply, ScsiAddress, Statistics, UnionId, UnionSpec,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -91,14 +91,19 @@ impl Machine {
             Plan::Only(accelerator) => Self::boot(vmm, config, accelerator, timeout),
             Plan::Probe => match Self::boot(vmm, config, Accelerator::Kvm, timeout.min(PROBE)) {
                 Ok(machine) => {
-                    accel::remember(&config.state_dir, Verdict::Works);
+                    accel::remember(&config.state_dir, Verdict::Works, "");
                     Ok(machine)
                 }
                 Err(error) if error.wants_bundle() || error.bundle().is_some() => {
-                    tracing::info!(
-                        "no guest runs under KVM here ({error}): emulating until the next boot"
+                    accel::remember(
+                        &config.state_dir,
+                        Verdict::Hangs,
+                        &error.cause().to_string(),
                     );
-                    accel::remember(&config.state_dir, Verdict::Hangs);
+                    tracing::warn!(
+                        "{}",
+                        accel::reason(&config.state_dir).unwrap_or_else(|| error.to_string())
+                    );
                     Self::boot(vmm, config, Accelerator::Tcg, timeout)
                 }
                 Err(error) => Err(error),
@@ -227,7 +232,7 @@ impl Machine {
     /// # Errors
     /// The agent's; nothing stays mounted.
     pub fn union(&self, lowers: &[DiskId], upper: Option<DiskId>) -> Result<UnionId, UvmError> {
-        self.inner.union(lowers, upper, false)
+        self.inner.union(plain(lowers), upper, false)
     }
 
     /// As [`union`](Self::union), for the root directory of processes: a lowest layer that is in no disk has the mount points
@@ -238,6 +243,19 @@ impl Machine {
     pub fn container_root(
         &self,
         lowers: &[DiskId],
+        upper: Option<DiskId>,
+    ) -> Result<UnionId, UvmError> {
+        self.inner.union(plain(lowers), upper, true)
+    }
+
+    /// As [`container_root`](Self::container_root), with layers that may be sandboxes; without any layer it has the mount
+    /// points only.
+    ///
+    /// # Errors
+    /// The agent's; nothing stays mounted.
+    pub fn container_root_of(
+        &self,
+        lowers: Vec<Lower>,
         upper: Option<DiskId>,
     ) -> Result<UnionId, UvmError> {
         self.inner.union(lowers, upper, true)
@@ -334,6 +352,11 @@ impl Machine {
         self.inner.power_off()
     }
 
+    /// Whether it was told to end, in whichever way.
+    pub(crate) fn is_off(&self) -> bool {
+        self.inner.off.load(Ordering::Acquire)
+    }
+
     /// Ends it now, and returns when it is gone.
     pub fn kill(&self) {
         self.inner.off.store(true, Ordering::Release);
@@ -346,6 +369,10 @@ impl Drop for Machine {
         // Its processes may keep the rest, but not the machine.
         self.inner.vm.kill();
     }
+}
+
+fn plain(lowers: &[DiskId]) -> Vec<Lower> {
+    lowers.iter().copied().map(Lower::from).collect()
 }
 
 /// Says what a failure of the connection means for the machine.
@@ -525,14 +552,14 @@ impl Inner {
 
     fn union(
         &self,
-        lowers: &[DiskId],
+        lowers: Vec<Lower>,
         upper: Option<DiskId>,
         mount_points: bool,
     ) -> Result<UnionId, UvmError> {
         let union = UnionId(self.next.fetch_add(1, Ordering::Relaxed));
         let spec = UnionSpec {
             union,
-            lowers: lowers.to_vec(),
+            lowers,
             upper,
             mount_points,
         };

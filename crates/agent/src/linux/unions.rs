@@ -135,6 +135,17 @@ impl Overlay {
     }
 }
 
+/// Makes sure that nothing stands at `path` that leads elsewhere: what is on a disk is the container's.
+fn real_directory(path: &Path) -> Result<(), RemoteError> {
+    rustix::fs::open(
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(failed("open", path))
+    .map(drop)
+}
+
 /// The `upper` and `work` directories of a writable disk, made if absent.
 fn writable_dirs(disk: &Path) -> Result<(PathBuf, PathBuf), RemoteError> {
     let make = |name: &str, mode: u32| {
@@ -144,13 +155,7 @@ fn writable_dirs(disk: &Path) -> Result<(PathBuf, PathBuf), RemoteError> {
                 Err(failed_io("make directory", &path)(error))
             }
             _ => {
-                // Nothing may stand there that leads elsewhere: the disk is the container's.
-                rustix::fs::open(
-                    &path,
-                    OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )
-                .map_err(failed("open", &path))?;
+                real_directory(&path)?;
                 Ok(path)
             }
         }
@@ -160,6 +165,9 @@ fn writable_dirs(disk: &Path) -> Result<(PathBuf, PathBuf), RemoteError> {
 
 pub(super) fn mount(union: &UnionMount, at: &Path, lowerdir_plus: bool) -> Result<(), RemoteError> {
     let mut lowers = union.lowers.clone();
+    for lower in &lowers {
+        real_directory(lower)?;
+    }
     if union.mount_points {
         lowers.push(PathBuf::from(MOUNT_POINTS));
     }

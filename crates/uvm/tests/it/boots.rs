@@ -1,7 +1,9 @@
 //! Starting: what is missing, who runs it, what it may do.
 
 use crate::support::{config, missing, need_qemu, start};
-use lcow_uvm::{Machine, MachineConfig};
+use lcow_uvm::accel::{self, PROBE, Verdict};
+use lcow_uvm::vmm::Accelerator;
+use lcow_uvm::{Accel, Machine, MachineConfig};
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
@@ -160,4 +162,52 @@ fn the_monitor_can_do_little() {
     }
     machine.power_off().unwrap();
     assert!(machine.ended().is_some());
+}
+
+#[test]
+fn kvm_is_tried_once_and_the_verdict_is_kept() {
+    need_qemu!();
+    let opens = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm");
+    if opens.is_err() {
+        lcow_testkit::skip!("/dev/kvm can't be opened");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let config = MachineConfig {
+        accel: Accel::Auto,
+        ..config(dir.path())
+    };
+    let state = &config.state_dir;
+    assert_eq!(accel::verdict(state), None);
+    let machine = Machine::start(&config).unwrap();
+    let verdict = accel::verdict(state).expect("a verdict is kept");
+    let expected = match verdict {
+        Verdict::Works => Accelerator::Kvm,
+        Verdict::Hangs => Accelerator::Tcg,
+    };
+    assert_eq!(machine.accelerator(), expected);
+    let reason = accel::reason(state).unwrap();
+    if verdict == Verdict::Hangs {
+        assert!(
+            reason.contains("no guest runs under it (start the utility VM took longer than 4 s)")
+                || reason.contains("the utility VM is gone"),
+            "{reason}"
+        );
+    }
+    machine.power_off().unwrap();
+
+    // The next one does not try: nothing fails, so that no further bundle is written.
+    let bundles = || std::fs::read_dir(state.join("failed")).map_or(0, Iterator::count);
+    let before = bundles();
+    let began = std::time::Instant::now();
+    let machine = Machine::start(&config).unwrap();
+    println!(
+        "verdict {verdict:?}, probe {PROBE:?}, second start {:?}; {reason}",
+        began.elapsed()
+    );
+    assert_eq!(machine.accelerator(), expected);
+    assert_eq!(bundles(), before);
+    machine.power_off().unwrap();
 }

@@ -7,5 +7,6 @@ mod boots;
 mod disks;
 mod fake;
 mod faults;
+mod mounter;
 mod processes;
 mod support;

@@ -185,6 +185,7 @@ fn streams_move_both_ways_at_once_and_signals_arrive() {
         Some(ExitStatus::Signal(13))
     );
 
+    drop(process);
     // Signals, to a process that handles one and to one that doesn't.
     let script = "trap 'echo caught; exit 5' USR1; echo ready; while :; do sleep 0.05; done";
     let mut process = machine.exec(&exec(root, &["dash", "-c", script])).unwrap();

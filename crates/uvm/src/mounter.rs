@@ -1,0 +1,158 @@
+//! Layers of a store made visible in utility VMs: a machine of its own for each layer or sandbox in use.
+//!
+//! What a layer holds is looked at by nobody but the machine that was started for it, so that a hostile one reaches no other.
+
+use crate::{DiskId, DiskSpec, Lower, Machine, MachineConfig, UnionId, UvmError};
+use lcow_driver::{Disk, LayerId, MountError, MountRequest, Mounter};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// The [`Mounter`] that starts utility VMs.
+#[derive(Debug)]
+pub struct UtilityVms {
+    config: MachineConfig,
+    /// Machines by what they were started for, to end them by force. Whoever uses them owns them.
+    running: Mutex<BTreeMap<LayerId, Weak<Machine>>>,
+}
+
+impl UtilityVms {
+    /// Machines of this configuration, started on demand.
+    #[must_use]
+    pub fn new(config: MachineConfig) -> Self {
+        Self {
+            config,
+            running: Mutex::default(),
+        }
+    }
+
+    /// The configuration of the machines.
+    #[must_use]
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    fn running(&self) -> MutexGuard<'_, BTreeMap<LayerId, Weak<Machine>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start(&self, request: &MountRequest) -> Result<MountedLayer, UvmError> {
+        let mut specs = Vec::with_capacity(request.lowers.len() + 1);
+        for disk in &request.lowers {
+            specs.push(spec(disk, disk.open())?);
+        }
+        if let Some((disk, guard)) = &request.upper {
+            // The very open file that is locked: as long as the machine has it, nobody else gets the sandbox.
+            specs.push(spec(disk, guard.file().try_clone())?);
+        }
+        let machine = Arc::new(Machine::start(&self.config)?);
+        self.running()
+            .insert(request.id.clone(), Arc::downgrade(&machine));
+        let disks = machine.attach(specs)?;
+        let lowers = request
+            .lowers
+            .iter()
+            .zip(&disks)
+            .map(|(layer, disk)| Lower {
+                disk: *disk,
+                sandbox: !layer.directory.is_empty(),
+            })
+            .collect();
+        // They follow the lowers.
+        let upper = disks.get(request.lowers.len()).copied();
+        let root = machine.container_root_of(lowers, upper)?;
+        Ok(MountedLayer {
+            machine,
+            root,
+            disks,
+        })
+    }
+}
+
+fn spec(disk: &Disk, file: std::io::Result<File>) -> Result<DiskSpec, UvmError> {
+    Ok(DiskSpec {
+        file: file.map_err(UvmError::io("open", &disk.path))?,
+        bytes: disk.bytes,
+        read_only: disk.read_only,
+        serial: String::new(),
+    })
+}
+
+/// A layer or sandbox in its machine.
+#[derive(Debug)]
+pub struct MountedLayer {
+    machine: Arc<Machine>,
+    root: UnionId,
+    disks: Vec<DiskId>,
+}
+
+impl MountedLayer {
+    /// The machine, which belongs to this layer alone.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// The layer's files, as the root directory of processes.
+    #[must_use]
+    pub fn root(&self) -> UnionId {
+        self.root
+    }
+}
+
+impl Mounter for UtilityVms {
+    type Mounted = MountedLayer;
+
+    fn name(&self) -> &'static str {
+        "uvm"
+    }
+
+    fn mount(&self, request: &MountRequest) -> Result<MountedLayer, MountError> {
+        // On failure the machine is dropped, which ends it, and with it everything attached.
+        let mounted = self.start(request);
+        if mounted.is_err() {
+            self.running().remove(&request.id);
+        }
+        Ok(mounted?)
+    }
+
+    fn unmount(&self, id: &LayerId, mounted: &MountedLayer) -> Result<(), MountError> {
+        let forget = || {
+            let mut running = self.running();
+            let ours = Arc::downgrade(&mounted.machine);
+            if running.get(id).is_some_and(|other| other.ptr_eq(&ours)) {
+                running.remove(id);
+            }
+        };
+        if mounted.machine.is_off() {
+            // It was stopped by force: what that lost is known to whoever did it.
+            forget();
+            return Ok(());
+        }
+        let machine = &mounted.machine;
+        let steps = [
+            machine.remove_union(mounted.root),
+            machine.detach(&mounted.disks),
+            machine.power_off(),
+        ];
+        // Whatever came of them, nothing of the machine stays.
+        machine.kill();
+        forget();
+        let mut failed = steps.into_iter().filter_map(Result::err);
+        let first = failed.next();
+        for also in failed {
+            tracing::warn!("ending the utility VM of {id}: {also}");
+        }
+        first.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    fn force_stop(&self, id: &LayerId) -> Result<(), MountError> {
+        let machine = self.running().get(id).and_then(Weak::upgrade);
+        if let Some(machine) = machine {
+            machine.kill();
+        }
+        Ok(())
+    }
+
+    // `recover` has nothing to do: a machine ends with the process that started it, however that one ends.
+}

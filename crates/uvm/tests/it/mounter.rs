@@ -1,0 +1,152 @@
+//! Layers of a store, through a driver, in real machines.
+
+use crate::support::{config, need_qemu, sh, userland};
+use lcow_driver::{
+    Against, ApplyRequest, Cancel, ChangeKind, GraphDriver, Input, Isolation, LayerId, OpenOptions,
+    SandboxOptions, Store,
+};
+use lcow_uvm::{ExitStatus, UtilityVms};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+fn id(text: &str) -> LayerId {
+    text.parse().unwrap()
+}
+
+/// A store whose layer `base` has a shell, with an empty layer and two sandboxes on it, one on the other.
+fn driver(dir: &Path) -> GraphDriver<UtilityVms> {
+    let tree = dir.join("tree");
+    std::fs::create_dir_all(tree.join("etc")).unwrap();
+    userland(&tree, &["dash", "cat", "rm", "sleep"]);
+    std::fs::write(tree.join("etc/motd"), "base\n").unwrap();
+    std::fs::write(tree.join("etc/gone"), "").unwrap();
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.append_dir_all("", &tree).unwrap();
+    let tar = tar.into_inner().unwrap();
+
+    let open = OpenOptions {
+        isolation: Isolation::InProcess,
+        ..OpenOptions::default()
+    };
+    let store = Store::open(&dir.join("store"), open).unwrap();
+    store
+        .import(
+            &id("base"),
+            None,
+            Input::Reader(&mut tar.as_slice()),
+            &ApplyRequest::default(),
+            &Cancel::new(),
+        )
+        .unwrap();
+    store.create(&id("empty"), Some(&id("base"))).unwrap();
+    let size = SandboxOptions {
+        size: Some(32 << 20),
+        ..SandboxOptions::default()
+    };
+    for (sandbox, parent) in [("init", "empty"), ("work", "init")] {
+        store
+            .create_read_write(&id(sandbox), Some(&id(parent)), &size)
+            .unwrap();
+    }
+    GraphDriver::new(store, UtilityVms::new(config(dir)))
+}
+
+fn changes(driver: &GraphDriver<UtilityVms>, layer: &str) -> Vec<(ChangeKind, String)> {
+    let changes = driver
+        .store()
+        .changes(&id(layer), &Against::Parent)
+        .unwrap();
+    changes
+        .into_iter()
+        .map(|change| {
+            (
+                change.kind,
+                String::from_utf8_lossy(&change.path).into_owned(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn what_a_mounted_sandbox_is_told_shows_in_the_store() {
+    use ChangeKind::{Added, Deleted, Modified};
+    need_qemu!();
+    let dir = tempfile::tempdir().unwrap();
+    let driver = driver(dir.path());
+
+    let handle = driver.get(&id("init"), Some("a test")).unwrap();
+    let mounted = handle.mounted().unwrap();
+    let script = "echo init > /etc/motd; echo new > /etc/new; rm /etc/gone; cat /etc/motd";
+    assert_eq!(
+        sh(mounted.machine(), mounted.root(), script),
+        ("init\n".into(), ExitStatus::Code(0))
+    );
+    let pid = mounted.machine().process_id().unwrap();
+    driver.put(handle).unwrap();
+    assert!(
+        !Path::new(&format!("/proc/{pid}")).exists(),
+        "the last handle ends the machine"
+    );
+    let expected = [
+        (Modified, "etc"),
+        (Deleted, "etc/gone"),
+        (Modified, "etc/motd"),
+        (Added, "etc/new"),
+    ];
+    assert_eq!(
+        changes(&driver, "init"),
+        expected.map(|(kind, path)| (kind, path.to_owned()))
+    );
+    drop(mounted);
+
+    // A sandbox below another: its files are under its disk's `upper`, and stay as they are.
+    let handle = driver.get(&id("work"), None).unwrap();
+    let mounted = handle.mounted().unwrap();
+    let script =
+        "cat /etc/motd /etc/new; cat /etc/gone 2>/dev/null; echo work > /etc/motd; rm /etc/new";
+    assert_eq!(
+        sh(mounted.machine(), mounted.root(), script),
+        ("init\nnew\n".into(), ExitStatus::Code(0))
+    );
+    driver.put(handle).unwrap();
+    let expected_above = [
+        (Modified, "etc"),
+        (Modified, "etc/motd"),
+        (Deleted, "etc/new"),
+    ];
+    assert_eq!(
+        changes(&driver, "work"),
+        expected_above.map(|(kind, path)| (kind, path.to_owned()))
+    );
+    assert_eq!(
+        changes(&driver, "init"),
+        expected.map(|(kind, path)| (kind, path.to_owned()))
+    );
+}
+
+#[test]
+fn a_machine_is_stopped_by_force_and_the_sandbox_is_free_again() {
+    need_qemu!();
+    let dir = tempfile::tempdir().unwrap();
+    let driver = driver(dir.path());
+    let handle = driver.get(&id("init"), None).unwrap();
+    let mounted = handle.mounted().unwrap();
+    let busy = lcow_uvm::ProcessSpec::new(Some(mounted.root()), ["sleep", "1000"]);
+    let process = mounted.machine().exec(&busy).unwrap();
+    let began = Instant::now();
+    // The handle keeps the layer, but what ran on it is gone.
+    driver.remove(&id("init"), true).unwrap_err();
+    assert!(mounted.machine().ended().is_some());
+    process.wait().unwrap_err();
+    drop(process);
+    driver.put(handle).unwrap();
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
+    drop(driver.store().lock_sandbox(&id("init")).unwrap());
+    // Stopping what does not run is no error.
+    driver.remove(&id("work"), true).unwrap();
+    assert!(driver.cleanup().unwrap().failed.is_none());
+}
