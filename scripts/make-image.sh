@@ -30,6 +30,7 @@ tar --numeric-owner --xattrs --xattrs-include='*' -xpf layer1.tar -C root
 touch stamp
 sleep 1.1
 mkdir -m 777 debs
+apt-cache show jq >/dev/null 2>&1 || apt-get -qq update
 (cd debs && apt-get -qq -o APT::Sandbox::User=root download jq libjq1 libonig5)
 cp -r debs root/debs
 chroot root sh -c 'dpkg -i /debs/*.deb' >dpkg.log 2>&1 || { cat dpkg.log >&2; exit 1; }
