@@ -311,7 +311,15 @@ fn forward_signals(child: Pid, mut control: UnixStream, alive: &Mutex<bool>) {
 }
 
 fn signal_named(number: u8) -> Option<Signal> {
-    Signal::from_named_raw(i32::from(number))
+    let number = i32::from(number);
+    Signal::from_named_raw(number).or_else(|| {
+        // SAFETY: a real-time signal is only sent, to processes that are not this one; what must not be done with those that
+        // the C library keeps for itself is to handle them here.
+        #[allow(unsafe_code)]
+        (32..=64)
+            .contains(&number)
+            .then(|| unsafe { Signal::from_raw_unchecked(number) })
+    })
 }
 
 #[cfg(test)]

@@ -173,6 +173,7 @@ fn streams_move_both_ways_at_once_and_signals_arrive() {
     writer.join().unwrap();
     assert!(got == sent, "{} bytes came back of {SIZE}", got.len());
     assert_eq!(process.wait().unwrap(), ExitStatus::Code(0));
+    drop(process);
 
     // A reader that leaves: the writer in the guest gets SIGPIPE, as in a pipeline.
     let mut process = machine.exec(&exec(root, &["cat", "/dev/zero"])).unwrap();
@@ -184,8 +185,8 @@ fn streams_move_both_ways_at_once_and_signals_arrive() {
         process.wait_timeout(Duration::from_secs(60)).unwrap(),
         Some(ExitStatus::Signal(13))
     );
-
     drop(process);
+
     // Signals, to a process that handles one and to one that doesn't.
     let script = "trap 'echo caught; exit 5' USR1; echo ready; while :; do sleep 0.05; done";
     let mut process = machine.exec(&exec(root, &["dash", "-c", script])).unwrap();
@@ -199,13 +200,16 @@ fn streams_move_both_ways_at_once_and_signals_arrive() {
         (text.as_str(), process.wait().unwrap()),
         ("caught\n", ExitStatus::Code(5))
     );
-    let process = machine.exec(&exec(root, &["sleep", "1000"])).unwrap();
-    assert_eq!(
-        process.wait_timeout(Duration::from_millis(50)).unwrap(),
-        None
-    );
-    process.signal(2).unwrap();
-    assert_eq!(process.wait().unwrap(), ExitStatus::Signal(2));
+    drop(process);
+    for (signal, status) in [(2, 2), (15, 15), (9, 9), (34, 34)] {
+        let process = machine.exec(&exec(root, &["sleep", "1000"])).unwrap();
+        assert_eq!(
+            process.wait_timeout(Duration::from_millis(50)).unwrap(),
+            None
+        );
+        process.signal(signal).unwrap();
+        assert_eq!(process.wait().unwrap(), ExitStatus::Signal(status));
+    }
 
     // What a process leaves behind ends with it, and so does one that is let go of.
     let (_, status) = sh(&machine, root, "sleep 1000 & echo $! > /dev/null; exit 0");
