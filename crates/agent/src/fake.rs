@@ -37,7 +37,6 @@ impl FakeOs {
     }
 
     /// What it has now.
-    #[must_use]
     pub fn state(&self) -> MutexGuard<'_, FakeState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -141,11 +141,9 @@ impl<O: GuestOs> Server<O> {
         let id = request.id;
         let deadline = Deadline::after_ms(request.deadline_ms);
         match request.call {
-            Call::Exec(spec) => return self.exec(stream, id, spec).await,
-            Call::AttachStdio { process, stdio } => {
-                return self.attach(stream, id, process, stdio).await;
-            }
-            Call::FollowLog => return follow_log(stream, id).await,
+            Call::Exec(spec) => self.exec(stream, id, spec).await,
+            Call::AttachStdio { process, stdio } => self.attach(stream, id, process, stdio).await,
+            Call::FollowLog => follow_log(stream, id).await,
             call => {
                 let server = self.clone();
                 let result = tokio::task::spawn_blocking(move || server.call(call, deadline))

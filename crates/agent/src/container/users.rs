@@ -174,7 +174,8 @@ mod tests {
 
     #[test]
     fn names_and_numbers_resolve_as_the_image_format_says() {
-        let cases: [(&str, Result<(u32, u32, Vec<u32>, &str), ErrorKind>); 12] = [
+        type Expected = Result<(u32, u32, Vec<u32>, &'static str), ErrorKind>;
+        let cases: [(&str, Expected); 12] = [
             ("", Ok((0, 0, vec![10], "/root"))),
             ("root", Ok((0, 0, vec![10], "/root"))),
             ("app", Ok((1000, 100, vec![10, 44], "/home/app"))),

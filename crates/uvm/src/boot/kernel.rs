@@ -97,7 +97,7 @@ pub(super) fn newest(config: &MachineConfig) -> Result<(Kernel, Vec<PathBuf>), U
             candidates.push((release, path));
         }
     }
-    candidates.sort_by(|(a, _), (b, _)| version_key(b).cmp(&version_key(a)));
+    candidates.sort_by_key(|(name, _)| std::cmp::Reverse(version_key(name)));
     let mut rejected = Vec::new();
     let mut unreadable = None;
     for (release, path) in candidates {
