@@ -16,7 +16,7 @@ if [ "$(id -u)" -eq 0 ]; then scripts/setup.sh test; else scripts/setup.sh demo;
 step "format and lints"
 cargo fmt --all --check
 cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
-cargo doc --workspace --no-deps --locked --quiet
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 bash -n scripts/*.sh .ci/run
 
 step "dependencies"

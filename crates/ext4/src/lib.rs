@@ -4,7 +4,7 @@
 //!   everything else is kept compactly in memory and written at the end. The same calls give the same bytes.
 //! * [`mkfs::format`] makes a blank filesystem for a kernel to write on, and [`mkfs::set_uuid`] a clone's own identity.
 //! * [`reader`] reads any ext2/3/4 filesystem, including hostile ones.
-//! * [`format`] holds the on-disk structures that the three share.
+//! * [`mod@format`] holds the on-disk structures that the three share.
 //!
 //! # I/O
 //! All of it is positioned, blocking I/O through [`lcow_blockio::ReadAt`] and [`lcow_blockio::WriteAt`]. The writer writes

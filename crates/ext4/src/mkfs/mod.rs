@@ -1,6 +1,6 @@
 //! Blank filesystems for a kernel to write on.
 //!
-//! [`format`] lays out what `mke2fs` would, in milliseconds: groups and inode tables stay uninitialised and are holes of a sparse
+//! [`format()`] lays out what `mke2fs` would, in milliseconds: groups and inode tables stay uninitialised and are holes of a sparse
 //! disk, and only the superblock, the descriptors, the few bitmaps that hold something, the root's directories and the
 //! journal's superblock are written. Every kernel from 5.10 mounts and writes it, and can discard and grow it.
 //!

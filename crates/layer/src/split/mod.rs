@@ -4,7 +4,7 @@
 //! once, padding may be anything. The sidecar keeps all of that, and refers to the disk for files' data. It
 //! is small because a header is written as its difference from an earlier one, and compressed on top.
 //!
-//! `docs/format/split.md` is the format's page; the constants of [`format`] are held against it by a test.
+//! `docs/format/split.md` is the format's page; the constants of [`mod@format`] are held against it by a test.
 //! [`crate::apply::apply`] writes it, [`crate::export::exact`] reads it. A sidecar is not trusted: whatever it says, reading one takes bounded
 //! memory and ends in the right tar or a typed error.
 
