@@ -1,5 +1,6 @@
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use crate::{ReadAt, WriteAt};
@@ -37,9 +38,10 @@ impl From<File> for FileDisk {
 mod os {
     use std::fs::File;
     use std::io;
+    use std::ops::Range;
     use std::os::unix::fs::FileExt;
 
-    use rustix::fs::{FallocateFlags, fallocate};
+    use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
     use rustix::io::Errno;
 
     pub(super) fn read(file: &File, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
@@ -62,12 +64,34 @@ mod os {
             }
         }
     }
+
+    /// Also moves the cursor, which nothing here goes by.
+    pub(super) fn next_data(file: &File, offset: u64, size: u64) -> io::Result<Option<Range<u64>>> {
+        let all = Ok((offset < size).then_some(offset..size));
+        if offset >= size {
+            return all;
+        }
+        let start = match seek(file, SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            // A device, or a file system that knows no holes.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return all,
+            Err(e) => return Err(e.into()),
+        };
+        match seek(file, SeekFrom::Hole(start)) {
+            Ok(end) => Ok(Some(start..end)),
+            // It was cut since.
+            Err(Errno::NXIO) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
 }
 
 #[cfg(windows)]
 mod os {
     use std::fs::File;
     use std::io;
+    use std::ops::Range;
     use std::os::windows::fs::FileExt;
 
     pub(super) fn read(file: &File, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
@@ -80,6 +104,10 @@ mod os {
 
     pub(super) fn punch(_: &File, _: u64, _: u64) -> io::Result<bool> {
         Ok(false)
+    }
+
+    pub(super) fn next_data(_: &File, offset: u64, size: u64) -> io::Result<Option<Range<u64>>> {
+        Ok((offset < size).then_some(offset..size))
     }
 }
 
@@ -109,6 +137,10 @@ impl ReadAt for FileDisk {
             }
         }
         Ok(done)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        os::next_data(&self.0, offset, self.size()?)
     }
 }
 

@@ -3,7 +3,8 @@
 //! Every format in this project (ext4, VHD, …) is read and written through the two small traits of this crate, so the
 //! same code works on a file, on memory, on a part of a larger disk, and on the doubles that tests use.
 //!
-//! * [`ReadAt`] reads at an offset, through `&self`: there is no cursor, so any number of threads share one disk.
+//! * [`ReadAt`] reads at an offset, through `&self`: there is no cursor, so any number of threads share one disk. It also
+//!   says where holes are, so that sparse disks are copied without reading them.
 //! * [`WriteAt`] adds writing, sizing, zeroing (as holes where the file system can) and syncing.
 //!
 //! Nothing here is asynchronous and nothing buffers: one call is one system call (or one `memcpy`). Errors are
@@ -25,12 +26,15 @@
 mod file;
 mod memory;
 mod range;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use file::FileDisk;
 pub use memory::MemDisk;
 pub use range::SubRange;
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Reads at byte offsets.
@@ -51,6 +55,13 @@ pub trait ReadAt: Send + Sync {
                 "the disk ends inside the read",
             ))
         }
+    }
+
+    /// The next range, at `offset` or after it, that may hold something other than zeros; `None`: there are only zeros to the
+    /// end. What knows nothing of holes says that all of it may.
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let size = self.size()?;
+        Ok((offset < size).then_some(offset..size))
     }
 }
 
@@ -77,6 +88,9 @@ macro_rules! forward {
             }
             fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
                 (**self).read_at(offset, buf)
+            }
+            fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+                (**self).next_data(offset)
             }
         }
         impl<T: WriteAt + ?Sized> WriteAt for $pointer {

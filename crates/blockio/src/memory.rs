@@ -42,6 +42,16 @@ impl MemDisk {
         self.contents().chunks.len() as u64 * CHUNK
     }
 
+    /// A copy of the disk as it is now.
+    #[must_use]
+    pub fn snapshot(&self) -> Self {
+        let contents = self.contents();
+        Self(RwLock::new(Contents {
+            len: contents.len,
+            chunks: contents.chunks.clone(),
+        }))
+    }
+
     fn contents(&self) -> RwLockReadGuard<'_, Contents> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -124,6 +134,22 @@ impl ReadAt for MemDisk {
         let n = left.min(buf.len());
         contents.read(offset, &mut buf[..n]);
         Ok(n)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let contents = self.contents();
+        let mut found: Option<Range<u64>> = None;
+        for &chunk in contents.chunks.range(offset / CHUNK..).map(|(n, _)| n) {
+            let (start, end) = (chunk * CHUNK, (chunk + 1) * CHUNK);
+            match &mut found {
+                None => found = Some(start.max(offset)..end),
+                Some(range) if range.end == start => range.end = end,
+                Some(_) => break,
+            }
+        }
+        Ok(found
+            .map(|range| range.start..range.end.min(contents.len))
+            .filter(|range| !range.is_empty()))
     }
 }
 

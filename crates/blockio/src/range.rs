@@ -1,4 +1,5 @@
 use std::io;
+use std::ops::Range;
 
 use crate::{ReadAt, WriteAt};
 
@@ -40,6 +41,17 @@ impl<D: ReadAt> ReadAt for SubRange<D> {
             return Ok(0);
         }
         self.inner.read_at(self.start + offset, &mut buf[..n])
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        if offset >= self.len {
+            return Ok(None);
+        }
+        let data = self.inner.next_data(self.start + offset)?;
+        let end = self.start + self.len;
+        Ok(data
+            .filter(|data| data.start < end)
+            .map(|data| data.start - self.start..data.end.min(end) - self.start))
     }
 }
 

@@ -15,6 +15,19 @@ fn bytes(disk: &impl ReadAt) -> Vec<u8> {
     all
 }
 
+/// What comes of copying only what may be data.
+fn copied(disk: &impl ReadAt) -> Vec<u8> {
+    let mut all = vec![0; usize::try_from(disk.size().unwrap()).unwrap()];
+    let mut at = 0;
+    while let Some(data) = disk.next_data(at).unwrap() {
+        assert!(at <= data.start && data.start < data.end && data.end <= all.len() as u64);
+        let place = &mut all[data.start as usize..data.end as usize];
+        disk.read_exact_at(data.start, place).unwrap();
+        at = data.end;
+    }
+    all
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Write(u64, Vec<u8>),
@@ -65,6 +78,10 @@ proptest! {
             }
             prop_assert_eq!(&bytes(&memory), &model);
             prop_assert_eq!(&bytes(&file), &model);
+            let half = model.len() as u64 / 2;
+            prop_assert_eq!(copied(&memory), &model[..]);
+            prop_assert_eq!(copied(&file), &model[..]);
+            prop_assert_eq!(copied(&SubRange::new(&file, half, half.min(50_000))), bytes(&SubRange::new(&memory, half, half.min(50_000))));
         }
         prop_assert_eq!(memory.into_bytes(), model);
     }
@@ -107,6 +124,23 @@ fn holes_take_no_space_in_a_file() {
     disk.zero_range(0, 1 << 20).unwrap();
     assert_eq!(disk.size().unwrap(), 1 << 20);
     assert_eq!(disk.file().metadata().unwrap().blocks(), 0);
+}
+
+#[test]
+fn holes_are_known() {
+    for disk in [
+        Box::new(MemDisk::new()) as Box<dyn WriteAt>,
+        Box::new(file()),
+    ] {
+        disk.set_len(10 << 20).unwrap();
+        disk.write_all_at(4 << 20, &[1; 65536]).unwrap();
+        let data = (4 << 20)..(4 << 20) + 65536;
+        assert_eq!(disk.next_data(0).unwrap(), Some(data.clone()));
+        assert_eq!(disk.next_data(data.end).unwrap(), None);
+        assert_eq!(disk.next_data(1 << 40).unwrap(), None);
+        let part = SubRange::new(disk, (4 << 20) - 10, 20);
+        assert_eq!(part.next_data(0).unwrap(), Some(10..20));
+    }
 }
 
 #[test]

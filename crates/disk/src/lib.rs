@@ -29,3 +29,4 @@
 )]
 
 pub mod vhd;
+pub mod vhdx;
