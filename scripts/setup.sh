@@ -1,22 +1,25 @@
 #!/usr/bin/env bash
 # Installs what a purpose needs and the machine lacks, from Debian's packages. Says nothing when there is nothing to do.
 #
-#   scripts/setup.sh build|demo|test|bench
+#   scripts/setup.sh build|demo|test|bench|windows
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-purpose=${1:?usage: scripts/setup.sh build|demo|test|bench}
+purpose=${1:?usage: scripts/setup.sh build|demo|test|bench|windows}
 
 # package=program-or-file that shows it is there
 build=(gcc=gcc libc6-dev=/usr/include/stdio.h)
 run=(qemu-system-x86=qemu-system-x86_64 linux-image-cloud-amd64=kernel)
 demo=("${build[@]}" "${run[@]}" mmdebstrap=mmdebstrap zstd=zstd)
-test=("${demo[@]}" e2fsprogs=e2fsck qemu-utils=qemu-img skopeo=skopeo attr=getfattr acl=getfacl strace=strace
+test=("${demo[@]}" e2fsprogs=e2fsck qemu-utils=qemu-img skopeo=skopeo attr=getfattr acl=getfacl strace=strace cryptsetup-bin=veritysetup
       busybox-static=busybox python3=python3 xz-utils=xz bzip2=bzip2 mount=mount util-linux=setpriv)
 bench=("${demo[@]}" libarchive13=/usr/lib/x86_64-linux-gnu/libarchive.so.13)
+# 170 MB to download, 1 GB installed.
+windows=("${build[@]}" rustc-web=/usr/bin/rustc rust-web-src=/usr/lib/rustlib/src/rust/library/std
+         gcc-mingw-w64-x86-64-win32=x86_64-w64-mingw32-gcc)
 case $purpose in
-  build | demo | test | bench) declare -n wanted=$purpose ;;
-  *) echo "setup: no such purpose: $purpose (build, demo, test or bench)" >&2; exit 2 ;;
+  build | demo | test | bench | windows) declare -n wanted=$purpose ;;
+  *) echo "setup: no such purpose: $purpose (build, demo, test, bench or windows)" >&2; exit 2 ;;
 esac
 
 PATH=$PATH:/usr/sbin:/sbin

@@ -1,7 +1,9 @@
 //! Disk containers: the formats that a file system image is wrapped in.
 //!
-//! Today that is the fixed VHD ([`vhd`]): the disk's bytes followed by a 512-byte footer, so that every loop device and
-//! virtual machine monitor can take the file as a raw disk, and tools that know VHD take it as one.
+//! * [`vhd`]: the fixed VHD, a disk's bytes followed by a 512-byte footer, so that every loop device and virtual machine
+//!   monitor can take the file as a raw disk, and tools that know VHD take it as one.
+//! * [`vhdx`]: the dynamic VHDX, whose blocks are allocated as they are written, with a log that a crash can't hurt.
+//! * [`verity`]: a tree of hashes behind the data of a disk, and before a footer, of which one hash vouches for all the data.
 //!
 //! Nothing here looks at what is *in* a disk, and nothing guesses a format: a caller names the format it expects, since a
 //! guest could have written bytes that look like another one. No backing or parent file is ever opened.
@@ -28,5 +30,6 @@
     clippy::cast_sign_loss
 )]
 
+pub mod verity;
 pub mod vhd;
 pub mod vhdx;
