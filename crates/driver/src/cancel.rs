@@ -4,6 +4,8 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use lcow_blockio::ReadAt;
+
 use crate::DriverError;
 
 /// A flag that long operations look at, and stop cleanly when it is set.
@@ -75,6 +77,17 @@ impl<T: Read> Read for Stoppable<T> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.cancel.check_io()?;
         self.inner.read(buf)
+    }
+}
+
+impl<T: ReadAt> ReadAt for Stoppable<T> {
+    fn size(&self) -> io::Result<u64> {
+        self.inner.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.cancel.check_io()?;
+        self.inner.read_at(offset, buf)
     }
 }
 

@@ -75,8 +75,8 @@ pub struct Disk {
     pub path: PathBuf,
     /// The format, as the store recorded it; never probed.
     pub format: DiskFormat,
-    /// Where the file system ends, in bytes from the file's start: the file without its footer. This many bytes are
-    /// what a virtual machine gets as a raw disk.
+    /// Where the disk ends, in bytes from the file's start: the file without its footer. This many bytes are what a
+    /// virtual machine gets as a raw disk. A verity tree is among them; the file system knows where it ends itself.
     pub bytes: u64,
     /// The directory in the file system that is the layer's root: empty for a layer's own root, `upper` in a sandbox.
     pub directory: &'static str,

@@ -70,6 +70,8 @@ pub struct Options {
     pub accel: Accel,
     /// `lcow.mounter`.
     pub mounter: MounterKind,
+    /// `lcow.verity`: whether layers that are made get a dm-verity tree.
+    pub verity: bool,
 }
 
 impl Default for Options {
@@ -88,6 +90,7 @@ impl Default for Options {
             cpus: 1,
             accel: Accel::Auto,
             mounter: MounterKind::Uvm,
+            verity: false,
         }
     }
 }
@@ -106,6 +109,7 @@ const KNOWN: &[&str] = &[
     "lcow.cpus",
     "lcow.accel",
     "lcow.mounter",
+    "lcow.verity",
 ];
 
 impl Options {
@@ -182,6 +186,7 @@ impl Options {
                     _ => return Err(invalid(key, value, "uvm, host")),
                 }
             }
+            "lcow.verity" => self.verity = boolean(key, value)?,
             _ => {
                 return Err(DriverError::UnknownOption {
                     key: key.to_owned(),

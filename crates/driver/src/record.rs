@@ -117,7 +117,7 @@ pub struct AppliedRecord {
     pub tar_size: u64,
     /// Entries in the tar.
     pub entries: u64,
-    /// Size of the file system, in bytes; the footer is not counted.
+    /// Size of the file system, in bytes; verity tree and footer are not counted.
     pub disk_size: u64,
     /// Bytes of the file as allocated when it was made.
     pub allocated: u64,
@@ -127,7 +127,7 @@ pub struct AppliedRecord {
     /// Whether OCI whiteouts were made into overlay ones.
     #[serde(default = "yes")]
     pub overlay: bool,
-    /// Root hash of the dm-verity tree.
+    /// Root hash of the dm-verity tree behind the file system, in hexadecimal digits. Absent: there is no tree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verity_root: Option<String>,
 }

@@ -19,7 +19,7 @@ const UNPRIVILEGED: u32 = 65534;
 /// Address space, in bytes: far above what a conversion takes, far below what would hurt the host.
 const MAX_MEMORY: u64 = 8 << 30;
 const MAX_FILES: u64 = 64;
-/// How far files may grow past the largest disk: footer, re-emission data.
+/// How far files may grow past the largest disk: footer, re-emission data. A verity tree comes on top.
 const FILE_SLACK: u64 = 4 << 30;
 
 /// Converts as the task says and gives the exit status.
@@ -70,9 +70,12 @@ fn give_up(task: &Task) -> Result<(), String> {
     limit(Resource::RLIMIT_CORE, 0)?;
     limit(Resource::RLIMIT_NOFILE, MAX_FILES)?;
     limit(Resource::RLIMIT_AS, MAX_MEMORY)?;
+    let tree = if task.verity { task.max_size / 64 } else { 0 };
     limit(
         Resource::RLIMIT_FSIZE,
-        task.max_size.saturating_add(FILE_SLACK),
+        task.max_size
+            .saturating_add(tree)
+            .saturating_add(FILE_SLACK),
     )?;
     if Uid::effective().is_root() {
         become_nobody()?;

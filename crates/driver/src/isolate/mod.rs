@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lcow_blockio::FileDisk;
-use lcow_layer::apply::{ApplyError, ApplyOptions, apply};
+use lcow_layer::apply::{ApplyError, ApplyOptions, Salt, apply};
 use lcow_layer::digest::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -77,6 +77,7 @@ pub fn child_main_if_asked() {
 pub(crate) struct Task {
     pub(crate) overlay: bool,
     pub(crate) max_size: u64,
+    pub(crate) verity: bool,
 }
 
 /// What came of it.
@@ -86,6 +87,7 @@ pub(crate) struct Done {
     pub(crate) tar_size: u64,
     pub(crate) entries: u64,
     pub(crate) disk_size: u64,
+    pub(crate) verity_root: Option<String>,
     pub(crate) compressed: Option<(Digest, u64)>,
 }
 
@@ -136,6 +138,7 @@ fn convert_here(task: &Task, input: impl Read + Send, disk: &File, split: &File)
         overlay: task.overlay,
         max_size: task.max_size,
         vhd: true,
+        verity: task.verity.then_some(Salt::Derived),
         ..ApplyOptions::default()
     };
     let io = |operation: &str| {
@@ -157,6 +160,7 @@ fn convert_here(task: &Task, input: impl Read + Send, disk: &File, split: &File)
         tar_size: applied.tar_size,
         entries: applied.entries,
         disk_size: applied.disk_size,
+        verity_root: applied.verity_root.map(|root| root.to_string()),
         compressed: applied
             .compressed
             .filter(|c| c.format != lcow_layer::compress::Compression::None)

@@ -293,6 +293,7 @@ impl Store {
         let task = isolate::Task {
             overlay: request.overlay,
             max_size: request.max_size,
+            verity: self.0.options.verity,
         };
         let done = isolate::convert(&self.0.isolation, &task, input, &disk, &split, cancel)?;
         if let Some(expected) = &request.expected
@@ -334,7 +335,7 @@ impl Store {
                 .compressed
                 .map(|(digest, size)| CompressedRecord { digest, size }),
             overlay: request.overlay,
-            verity_root: None,
+            verity_root: done.verity_root,
         };
         Ok(Applied {
             size: allocated + blocks(&split, &split_path)?,

@@ -51,7 +51,7 @@ pub struct Metadata {
     pub format: DiskFormat,
     /// The disk's file; absent in a layer without contents.
     pub disk: Option<PathBuf>,
-    /// Size of the file system, in bytes: what a VM sees.
+    /// Size of the disk, in bytes: what a VM sees. A verity tree is part of it.
     pub disk_size: u64,
     /// Length of the disk's file, in bytes.
     pub file_size: u64,

@@ -1,5 +1,6 @@
 //! Checking a layer, without changing anything.
 
+use lcow_disk::verity::{self, BlockHash, Tree, VerityError};
 use lcow_ext4::reader::Filesystem;
 use serde::Serialize;
 
@@ -7,13 +8,13 @@ use super::Store;
 use super::read::{open_disk, read_error};
 use crate::cancel::{Cancel, Stoppable};
 use crate::error::chain;
-use crate::record::Kind;
-use crate::{DriverError, LayerId};
+use crate::record::{AppliedRecord, Kind};
+use crate::{Disk, DriverError, LayerId};
 
 /// Something wrong with a layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at: `chain`, `record`, `footer`, `file system` or `digest`.
+    /// What was looked at: `chain`, `record`, `footer`, `verity`, `file system` or `digest`.
     pub check: &'static str,
     /// What is wrong.
     pub problem: String,
@@ -53,8 +54,9 @@ impl VerifyReport {
 }
 
 impl Store {
-    /// Checks a layer: that its parents are there, that its records can be read, its disk's footer and file system, and that
-    /// the tar that was applied comes out of it again with the digest it had.
+    /// Checks a layer: that its parents are there, that its records can be read, its disk's footer, every block against the
+    /// recorded root hash if it has a verity tree, its file system, and that the tar that was applied comes out of it again with
+    /// the digest it had.
     ///
     /// # Errors
     /// [`DriverError::NotFound`], [`DriverError::InUse`] for a sandbox that is being written to,
@@ -80,20 +82,33 @@ impl Store {
         let Some(disk) = report.note("footer", self.disk(id)).flatten() else {
             return Ok(report);
         };
+        let applied = record
+            .and_then(|r| r.applied)
+            .filter(|_| kind == Kind::Layer);
+        if let Some(applied) = &applied
+            && let Some(root) = &applied.verity_root
+        {
+            let verified = self.check_verity(&disk, applied, root, cancel);
+            cancel.check()?;
+            report.note("verity", verified);
+        }
         let fs = open_disk(&disk).and_then(|d| {
             Filesystem::open(d)
                 .map(drop)
                 .map_err(|e| read_error("reading", id, e))
         });
         let readable = report.note("file system", fs).is_some();
-        if let Some(applied) = record.and_then(|r| r.applied)
-            && kind == Kind::Layer
+        if let Some(applied) = applied
             && readable
         {
-            if applied.disk_size != disk.bytes {
+            let expected = match applied.verity_root {
+                Some(_) => verity::end(applied.disk_size).unwrap_or(u64::MAX),
+                None => applied.disk_size,
+            };
+            if expected != disk.bytes {
                 let problem = format!(
-                    "the disk has {} bytes, and the record says {}",
-                    disk.bytes, applied.disk_size
+                    "the disk has {} bytes, and by the record it should have {expected}",
+                    disk.bytes
                 );
                 report.findings.push(Finding {
                     check: "record",
@@ -106,6 +121,31 @@ impl Store {
             report.note("digest", emitted);
         }
         Ok(report)
+    }
+
+    /// Every block of the disk is what was hashed when the layer was made.
+    fn check_verity(
+        &self,
+        disk: &Disk,
+        applied: &AppliedRecord,
+        root: &str,
+        cancel: &Cancel,
+    ) -> Result<(), DriverError> {
+        let record = self.0.path(&disk.id).join("layer.json");
+        let root: BlockHash = root.parse().map_err(|e| DriverError::corrupt(&record, e))?;
+        let range = Stoppable::new(open_disk(disk)?, cancel);
+        Tree::open(range, applied.disk_size)
+            .and_then(|tree| tree.verify(&root))
+            .map_err(|e| match e {
+                VerityError::Io {
+                    operation, source, ..
+                } => DriverError::io(operation, &disk.path)(source),
+                VerityError::Unsupported { .. } => DriverError::Unsupported {
+                    what: e.to_string(),
+                    path: Some(disk.path.clone()),
+                },
+                e => DriverError::corrupt(&disk.path, e),
+            })
     }
 
     /// The parents are there, and agree about theirs.

@@ -13,4 +13,5 @@ mod options;
 mod original;
 mod processes;
 mod sandboxes;
+mod verity;
 mod versions;

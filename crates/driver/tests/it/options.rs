@@ -12,7 +12,7 @@ fn parse(options: &[&str]) -> Result<Options, DriverError> {
 fn defaults_are_those_of_the_table() {
     let o = parse(&[]).unwrap();
     assert_eq!(o, Options::default());
-    assert!(!o.global_mode);
+    assert!(!o.global_mode && !o.verity);
     assert_eq!(o.sandbox_size, 20 << 30);
     assert_eq!(o.sandbox_format, DiskFormat::Vhd);
     assert_eq!(o.timeout, Duration::from_secs(300));
@@ -41,9 +41,10 @@ fn every_key_is_read_in_any_case_and_the_last_of_two_counts() {
         "lcow.cpus=2",
         "lcow.accel=tcg",
         "lcow.mounter=host",
+        "lcow.verity=true",
     ])
     .unwrap();
-    assert!(o.global_mode);
+    assert!(o.global_mode && o.verity);
     assert_eq!(o.sandbox_size, 40 << 30);
     assert_eq!(o.sandbox_format, DiskFormat::Vhdx);
     assert_eq!(o.kernel_path().unwrap().to_str(), Some("/kird/vmlinuz"));

@@ -1,5 +1,6 @@
 use std::io;
 
+use lcow_disk::verity::VerityError;
 use lcow_disk::vhd::VhdError;
 use lcow_ext4::writer::{WriteError, WriteErrorKind};
 
@@ -148,6 +149,9 @@ pub enum ApplyError {
     /// The disk could not be written.
     #[error("can't write the disk")]
     Disk(#[from] WriteError),
+    /// The verity tree could not be built.
+    #[error("can't build the verity tree")]
+    Verity(#[from] VerityError),
     /// The VHD footer could not be written.
     #[error("can't write the VHD footer")]
     Vhd(#[from] VhdError),
@@ -166,13 +170,15 @@ impl ApplyError {
                 reason: Refusal::Type(_),
                 ..
             } => ErrorKind::Unsupported,
-            Self::Refused { .. } | Self::Ratio { .. } => ErrorKind::Refused,
+            Self::Refused { .. } | Self::Ratio { .. } | Self::Verity(VerityError::Salt { .. }) => {
+                ErrorKind::Refused
+            }
             Self::BadArchive { reason, .. } if reason.is_limit() => ErrorKind::Refused,
             Self::Truncated { .. }
             | Self::BadArchive { .. }
             | Self::NotATar { .. }
             | Self::Compression { .. } => ErrorKind::Corrupt,
-            Self::Io { .. } | Self::Vhd(_) => ErrorKind::Io,
+            Self::Io { .. } | Self::Verity(_) | Self::Vhd(_) => ErrorKind::Io,
             Self::Disk(e) => match e.kind() {
                 WriteErrorKind::Refused => ErrorKind::Refused,
                 WriteErrorKind::Io | WriteErrorKind::Misuse => ErrorKind::Io,

@@ -19,8 +19,8 @@
 //! a directory is then opaque, since the lower one was deleted.
 //!
 //! # Identity
-//! The file system's UUID and hash seed and the VHD's id follow from the diff ID, each by its own purpose string
-//! ([`crate::digest::Digest::derive`]). No clock is read, nothing is random.
+//! The file system's UUID and hash seed, the VHD's id, and a verity tree's salt and UUID follow from the diff ID, each by its own
+//! purpose string ([`crate::digest::Digest::derive`]). No clock is read, nothing is random.
 //!
 //! # Threads
 //! Decompression and hashing run beside the caller's thread. They end before [`apply`] returns; if the input's `read` blocks, that is
@@ -34,6 +34,7 @@ mod pipeline;
 use std::io::{Read, Write};
 
 use lcow_blockio::WriteAt;
+use lcow_disk::verity::{self, BlockHash};
 use lcow_disk::vhd;
 use lcow_ext4::writer::{Identity, Writer, WriterOptions};
 
@@ -45,6 +46,16 @@ pub use error::{ApplyError, Refusal};
 use layer::Layer;
 use pipeline::Pipeline;
 
+/// What a verity tree's hashes are salted with.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Salt {
+    /// 16 bytes that follow from the diff ID.
+    #[default]
+    Derived,
+    /// These, at most 256.
+    Given(Vec<u8>),
+}
+
 /// How a tar is to be applied.
 #[derive(Debug, Clone)]
 pub struct ApplyOptions {
@@ -54,6 +65,8 @@ pub struct ApplyOptions {
     pub max_size: u64,
     /// Puts a fixed VHD's footer behind the file system. Off by default.
     pub vhd: bool,
+    /// Puts a dm-verity tree behind the file system, before the footer. Off by default. The file system is read back for it.
+    pub verity: Option<Salt>,
     /// How many times larger than the compressed input the tar may be, once it is over [`ratio_floor`](Self::ratio_floor).
     pub max_ratio: u32,
     /// Up to this many bytes of tar no ratio is too high; 1 GiB by default.
@@ -66,6 +79,7 @@ impl Default for ApplyOptions {
             overlay: true,
             max_size: 128 << 30,
             vhd: false,
+            verity: None,
             // Deflate's own limit is 1,032.
             max_ratio: 1100,
             ratio_floor: 1 << 30,
@@ -93,8 +107,10 @@ pub struct Applied {
     pub tar_size: u64,
     /// Entries in the tar, extended headers not counted, whiteouts and later replaced ones included.
     pub entries: u64,
-    /// The file system's size in bytes; a VHD footer comes on top.
+    /// The file system's size in bytes; a verity tree and a VHD footer come on top.
     pub disk_size: u64,
+    /// The root hash of the verity tree, if one was asked for.
+    pub verity_root: Option<BlockHash>,
     /// For a compressed input, what was read.
     pub compressed: Option<CompressedInput>,
 }
@@ -131,9 +147,22 @@ pub fn apply<D: WriteAt>(
             uuid: diff_id.derive_uuid("lcow layer: file system UUID"),
             hash_seed: diff_id.derive("lcow layer: directory hash seed"),
         })?;
+        let tree = match &options.verity {
+            Some(salt) => {
+                let derived = diff_id.derive("lcow layer: verity salt");
+                let salt = match salt {
+                    Salt::Derived => &derived,
+                    Salt::Given(salt) => salt.as_slice(),
+                };
+                let uuid = diff_id.derive_uuid("lcow layer: verity UUID");
+                Some(verity::build(&disk, summary.size_bytes, salt, uuid)?)
+            }
+            None => None,
+        };
         if options.vhd {
             let id = diff_id.derive_uuid("lcow layer: VHD unique id");
-            vhd::write_footer(&disk, summary.size_bytes, id)?;
+            let end = tree.map_or(summary.size_bytes, |tree| tree.end);
+            vhd::write_footer(&disk, end, id)?;
         }
         if let (Some(record), Some(out)) = (record, split) {
             record
@@ -145,6 +174,7 @@ pub fn apply<D: WriteAt>(
             tar_size: totals.tar_size,
             entries,
             disk_size: summary.size_bytes,
+            verity_root: tree.map(|tree| tree.root),
             compressed: totals.compressed,
         })
     })

@@ -3,7 +3,7 @@
 use lcow_blockio::ReadAt;
 use lcow_ext4::FileType;
 use lcow_layer::ErrorKind;
-use lcow_layer::apply::{ApplyError, ApplyOptions, Refusal};
+use lcow_layer::apply::{ApplyError, ApplyOptions, Refusal, Salt};
 use lcow_layer::export::{ExactError, exact};
 use lcow_layer::tar::Malformed;
 
@@ -451,6 +451,42 @@ fn the_same_tar_gives_the_same_bytes() {
     assert_exact(&one, &bytes);
     let other = make_with(&tar(&[Hand::dir("e")]), &options).unwrap();
     assert!(all(&one).0[..2048] != all(&other).0[..2048]);
+}
+
+#[test]
+fn a_verity_tree_covers_the_file_system() {
+    use lcow_disk::verity::{self, Tree};
+    let bytes = tar(&[Hand::dir("d"), Hand::file("d/f", &[3; 10_000])]);
+    let with = |salt: Option<Salt>| {
+        let options = ApplyOptions {
+            vhd: true,
+            verity: salt,
+            ..ApplyOptions::default()
+        };
+        make_with(&bytes, &options)
+    };
+    let all = |made: &Made| {
+        let mut disk = vec![0; made.disk.size().unwrap() as usize];
+        made.disk.read_exact_at(0, &mut disk).unwrap();
+        disk
+    };
+    let (plain, one) = (with(None).unwrap(), with(Some(Salt::Derived)).unwrap());
+    let size = one.applied.disk_size;
+    assert_eq!(plain.applied.verity_root, None);
+    assert_eq!(plain.applied.disk_size, size);
+    // The file system is the same with and without; footer and tree are where they belong.
+    assert!(all(&plain)[..size as usize] == all(&one)[..size as usize]);
+    let (footer, range) = lcow_disk::vhd::open(&one.disk).unwrap();
+    assert_eq!(Some(footer.current_size), verity::end(size));
+    let root = one.applied.verity_root.unwrap();
+    Tree::open(range, size).unwrap().verify(&root).unwrap();
+    assert_exact(&one, &bytes);
+
+    assert!(all(&one) == all(&with(Some(Salt::Derived)).unwrap()));
+    let given = with(Some(Salt::Given(b"salt".to_vec()))).unwrap();
+    assert_ne!(given.applied.verity_root, Some(root));
+    let error = with(Some(Salt::Given(vec![0; 257]))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
 }
 
 #[test]
