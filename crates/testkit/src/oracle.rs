@@ -120,8 +120,18 @@ impl LoopMount {
 
 impl Drop for LoopMount {
     fn drop(&mut self) {
-        let status = Command::new("umount").arg(self.dir.path()).status();
-        if !status.is_ok_and(|s| s.success()) && !std::thread::panicking() {
+        // A process that another test's thread is about to start has our descriptors until it executes, and the mount is busy.
+        for _ in 0..100 {
+            let output = Command::new("umount").arg(self.dir.path()).output();
+            match output {
+                Ok(output) if output.status.success() => return,
+                Ok(output) if String::from_utf8_lossy(&output.stderr).contains("busy") => {
+                    std::thread::sleep(std::time::Duration::from_millis(100));
+                }
+                _ => break,
+            }
+        }
+        if !std::thread::panicking() {
             panic!("umount {} failed", self.dir.path().display());
         }
     }
