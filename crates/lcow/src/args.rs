@@ -58,7 +58,7 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub options: Vec<String>,
-    /// Print results as JSON
+    /// Print results as JSON, and errors too, to standard error
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
     /// No progress, no remarks; of listings the ids alone

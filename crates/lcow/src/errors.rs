@@ -5,8 +5,14 @@ use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
+use lcow_disk::vhd::VhdError;
 use lcow_driver::DriverError;
+use lcow_ext4::reader::{ReadError, ReadErrorKind};
 use lcow_image::ImageError;
+use lcow_layer::ErrorKind;
+use lcow_layer::apply::ApplyError;
+use lcow_layer::export::{ExactError, ExportError};
+use lcow_layer::tree::TreeError;
 use lcow_uvm::UvmError;
 
 use crate::output;
@@ -45,6 +51,17 @@ pub(crate) fn hinted(message: impl Into<String>, hint: impl Into<String>) -> any
     .into()
 }
 
+/// A library's error on one line, with what to do next; it keeps its kind.
+pub(crate) fn explained(source: anyhow::Error, hint: &str) -> anyhow::Error {
+    Hinted {
+        message: text(&source),
+        hint: Some(hint.to_owned()).filter(|h| !h.is_empty()),
+        code: None,
+        source: Some(source),
+    }
+    .into()
+}
+
 /// An error that ends the process with a code of its own.
 pub(crate) fn coded(
     code: u8,
@@ -60,8 +77,8 @@ pub(crate) fn coded(
     .into()
 }
 
-/// Shows an error, and gives the exit code that goes with it.
-pub(crate) fn report(error: &anyhow::Error, debug: bool, in_run: bool) -> ExitCode {
+/// Shows an error, and gives the exit code that goes with it. `json`: as one line, `{"error": {kind, message, hint}}`.
+pub(crate) fn report(error: &anyhow::Error, json: bool, debug: bool, in_run: bool) -> ExitCode {
     if output::is_closed() {
         signals::die_of(signal_hook::consts::SIGPIPE);
     }
@@ -71,9 +88,18 @@ pub(crate) fn report(error: &anyhow::Error, debug: bool, in_run: bool) -> ExitCo
         eprintln!("lcow: interrupted");
         signals::die_of(signal);
     }
-    eprintln!("lcow: {}", text(error));
-    if let Some(hint) = hint(error) {
-        eprintln!("hint: {hint}");
+    if json {
+        let error = serde_json::json!({
+            "kind": kind(error),
+            "message": text(error),
+            "hint": hint(error),
+        });
+        eprintln!("{}", serde_json::json!({ "error": error }));
+    } else {
+        eprintln!("lcow: {}", text(error));
+        if let Some(hint) = hint(error) {
+            eprintln!("hint: {hint}");
+        }
     }
     if debug {
         for (depth, cause) in error.chain().enumerate() {
@@ -105,6 +131,79 @@ pub(crate) fn text(error: &anyhow::Error) -> String {
         text.push_str(next);
     }
     text
+}
+
+/// The class of an error, for programs: that of the outermost cause that has one, else `failed`.
+fn kind(error: &anyhow::Error) -> &'static str {
+    error.chain().find_map(kind_of).unwrap_or("failed")
+}
+
+fn kind_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    use lcow_driver::ErrorKind as Store;
+    use lcow_image::ErrorKind as Image;
+    let layer = |kind| match kind {
+        ErrorKind::Corrupt => "corrupt",
+        ErrorKind::Unsupported => "unsupported",
+        ErrorKind::Refused => "refused",
+        ErrorKind::Io => "io",
+    };
+    if let Some(e) = error.downcast_ref::<ApplyError>() {
+        return Some(match e {
+            ApplyError::NotATar { .. } => "not-a-tar",
+            e => layer(e.kind()),
+        });
+    }
+    if let Some(e) = error.downcast_ref::<ReadError>() {
+        return Some(match e.kind() {
+            ReadErrorKind::Corrupt => "corrupt",
+            ReadErrorKind::Unsupported => "unsupported",
+            ReadErrorKind::Usage => "not-found",
+            _ => "io",
+        });
+    }
+    if let Some(e) = error.downcast_ref::<TreeError>() {
+        return Some(match e {
+            TreeError::NotFound { .. } => "not-found",
+            e => layer(e.kind()),
+        });
+    }
+    if let Some(e) = error.downcast_ref::<ExportError>() {
+        return Some(layer(e.kind()));
+    }
+    if let Some(e) = error.downcast_ref::<ExactError>() {
+        return Some(layer(e.kind()));
+    }
+    if let Some(e) = error.downcast_ref::<VhdError>() {
+        return Some(match e {
+            VhdError::Corrupt { .. } => "corrupt",
+            VhdError::Unsupported { .. } => "unsupported",
+            VhdError::Differencing | VhdError::Size { .. } => "refused",
+            VhdError::Io { .. } => "io",
+        });
+    }
+    if let Some(e) = error.downcast_ref::<ImageError>() {
+        return match e.kind() {
+            Image::NotAnImage => Some("not-an-image"),
+            Image::Corrupt | Image::Truncated => Some("corrupt"),
+            Image::Unsupported => Some("unsupported"),
+            Image::Refused => Some("refused"),
+            Image::NotFound => Some("not-found"),
+            Image::Io => Some("io"),
+            // The store's own error comes further down the chain.
+            _ => None,
+        };
+    }
+    if let Some(e) = error.downcast_ref::<DriverError>() {
+        return match e.kind() {
+            Store::NotFound => Some("not-found"),
+            Store::Corrupt => Some("corrupt"),
+            Store::Unsupported => Some("unsupported"),
+            Store::Refused => Some("refused"),
+            Store::DiskFull | Store::Io => Some("io"),
+            _ => None,
+        };
+    }
+    error.downcast_ref::<io::Error>().map(|_| "io")
 }
 
 fn hint(error: &anyhow::Error) -> Option<String> {

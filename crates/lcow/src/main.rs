@@ -14,6 +14,8 @@
 //!
 //! # Errors
 //! Crates return typed errors; here they become one line, `lcow: what failed: on what: why`, and a hint of what to do next.
+//! With `--json` that line is an object, `{"error": {"kind", "message", "hint"}}`, whose kind is `corrupt`, `unsupported`,
+//! `refused`, `not-a-tar`, `not-an-image`, `not-found`, `io`, or `failed` for all else.
 
 mod args;
 mod commands;
@@ -33,12 +35,12 @@ fn main() -> ExitCode {
     // A conversion runs in a child process that is this program.
     lcow_driver::isolate::child_main_if_asked();
     let args = args::Args::parse();
-    let debug = args.global.debug;
+    let (json, debug) = (args.global.json, args.global.debug);
     let in_run = matches!(args.command, args::Command::Run(_));
     init_logging(debug);
     match commands::run(args) {
         Ok(code) => code,
-        Err(error) => errors::report(&error, debug, in_run),
+        Err(error) => errors::report(&error, json, debug, in_run),
     }
 }
 

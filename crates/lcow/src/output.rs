@@ -1,7 +1,7 @@
 //! Standard output: results as text, tables or JSON.
 
 use std::fmt;
-use std::io::{self, IsTerminal, StdoutLock, Write};
+use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
@@ -54,7 +54,8 @@ pub(crate) fn line(text: impl fmt::Display) -> Result<()> {
 
 /// A value as JSON.
 pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<()> {
-    let mut out = stdout();
+    // Standard output is written out at each line's end, and a listing has many.
+    let mut out = BufWriter::new(stdout());
     serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
     writeln!(out)?;
     out.flush()?;

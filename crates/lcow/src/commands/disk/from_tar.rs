@@ -11,7 +11,7 @@ use lcow_layer::apply::{ApplyError, ApplyOptions, apply};
 
 use super::directory;
 use crate::context::Context;
-use crate::errors::hinted;
+use crate::errors::{explained, hinted};
 use crate::files::{self, Output};
 use crate::output;
 use crate::progress::Progress;
@@ -19,7 +19,7 @@ use crate::progress::Progress;
 /// Make an ext4 disk of a tar
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The same tar gives the same bytes everywhere. The tar may be compressed with gzip, zstd, xz or bzip2.
+    after_help = "The same tar gives the same bytes everywhere. The tar may be compressed with gzip, zstd, xz, bzip2 or compress.
 
 Examples:
   lcow disk from-tar -i rootfs.tar -o rootfs.ext4
@@ -156,16 +156,8 @@ impl FromTar {
             }
             _ => "",
         };
-        if hint.is_empty() {
-            anyhow::Error::from(error).context(format!("converting {name}"))
-        } else {
-            hinted(
-                crate::errors::text(
-                    &anyhow::Error::from(error).context(format!("converting {name}")),
-                ),
-                hint,
-            )
-        }
+        let error = anyhow::Error::from(error).context(format!("converting {name}"));
+        explained(error, hint)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::{BufWriter, Write};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use clap::Args;
 use jiff::Timestamp;
 use lcow_ext4::FileType;
@@ -54,7 +54,7 @@ struct Line {
 
 impl Ls {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
-        let tree = Subtree::open(self.source.open()?, b"").map_err(|e| anyhow!(e))?;
+        let tree = Subtree::open(self.source.open()?, b"")?;
         let node = find(&tree, &self.source, &self.path, Follow::No)?;
         let mut out = BufWriter::new(output::stdout());
         let mut lines = Vec::new();
@@ -170,7 +170,7 @@ pub(crate) struct Cat {
 
 impl Cat {
     pub(crate) fn run(self, _context: &Context) -> Result<()> {
-        let tree = Subtree::open(self.source.open()?, b"").map_err(|e| anyhow!(e))?;
+        let tree = Subtree::open(self.source.open()?, b"")?;
         let node = find(&tree, &self.source, &self.path, Follow::Yes)?;
         if node.file_type() != FileType::Regular {
             let what = type_name(node.file_type());

@@ -16,7 +16,7 @@ use lcow_blockio::{FileDisk, ReadAt, SubRange};
 use lcow_ext4::reader::{Filesystem, ReadError, ReadErrorKind};
 
 use crate::context::Context;
-use crate::errors::hinted;
+use crate::errors::{explained, hinted};
 
 /// Make, read and check disks, without a store
 #[derive(Debug, Subcommand)]
@@ -102,11 +102,8 @@ impl Source {
             }
             _ => "",
         };
-        let message = format!("reading {}", self.disk.display());
-        match hint {
-            "" => anyhow::Error::from(error).context(message),
-            hint => hinted(format!("{message}: {error}"), hint),
-        }
+        let reading = format!("reading {}", self.disk.display());
+        explained(anyhow::Error::from(error).context(reading), hint)
     }
 }
 

@@ -9,7 +9,7 @@ use lcow_ext4::reader::{FileMap, ReadError};
 
 use super::Source;
 use crate::context::Context;
-use crate::errors::hinted;
+use crate::errors::explained;
 use crate::output;
 
 /// Check a disk: every structure and every checksum, without mounting it
@@ -86,8 +86,9 @@ impl Verify {
                 counts.inodes,
                 output::size(counts.bytes)
             )),
-            Err(error) => Err(hinted(
-                format!("{} is damaged: {error}", self.source.disk.display()),
+            Err(error) => Err(explained(
+                anyhow::Error::from(error)
+                    .context(format!("{} is damaged", self.source.disk.display())),
                 "make the disk again from its tar; `e2fsck -fn` says more of a disk that a guest wrote",
             )),
         }
