@@ -1,5 +1,7 @@
 //! Compression of inputs, recognised by content and never by name: gzip (any number of members), zstd (any number of frames), xz
-//! and bzip2 (any number of streams).
+//! and bzip2 (any number of streams), and the `.Z` of Unix `compress`.
+
+mod lzw;
 
 use std::fmt;
 use std::io::{self, BufRead, Read};
@@ -15,6 +17,7 @@ pub enum Compression {
     Zstd,
     Xz,
     Bzip2,
+    Compress,
 }
 
 impl Compression {
@@ -38,6 +41,8 @@ impl Compression {
             // The .xz file format, section 2.1.1.1.
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
             [b'B', b'Z', b'h', b'1'..=b'9', ..] => Self::Bzip2,
+            // gzip's `unlzw.c`.
+            [0x1f, 0x9d, ..] => Self::Compress,
             _ => Self::None,
         }
     }
@@ -62,6 +67,7 @@ impl Compression {
                 Box::new(liblzma::bufread::XzDecoder::new_stream(input, stream))
             }
             Self::Bzip2 => Box::new(Bzip2(Some(bzip2::bufread::BzDecoder::new(input)))),
+            Self::Compress => Box::new(lzw::Lzw::new(input)),
         })
     }
 }
@@ -74,6 +80,7 @@ impl fmt::Display for Compression {
             Self::Zstd => "zstd",
             Self::Xz => "xz",
             Self::Bzip2 => "bzip2",
+            Self::Compress => "compress",
         })
     }
 }
