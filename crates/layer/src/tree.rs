@@ -60,6 +60,11 @@ pub trait Tree {
     /// The filesystem that a layer index of this tree stands for.
     fn filesystem(&self, layer: LayerIndex) -> &Filesystem<Self::Disk>;
 
+    /// The filesystem that this tree is all of, if it is: a walk through it then has to come by every file in use.
+    fn whole_filesystem(&self) -> Option<&Filesystem<Self::Disk>> {
+        None
+    }
+
     /// The target of a symbolic link, as stored.
     ///
     /// # Errors

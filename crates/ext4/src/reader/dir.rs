@@ -73,6 +73,12 @@ impl<R: ReadAt> Filesystem<R> {
             b".." => return self.parent(dir).map(Some),
             _ => {}
         }
+        if let Some(changed) = self.changed.directory(dir.number) {
+            return Ok(changed
+                .names
+                .get(name)
+                .map(|(inode, _)| InodeNumber(*inode)));
+        }
         // In case-folded directories the hashes are of folded names. Names are compared as they are stored.
         if dir.has(flags::INDEX) && !dir.has(flags::INLINE_DATA) && !dir.has(flags::CASEFOLD) {
             return self.lookup_hashed(dir, name);
@@ -93,7 +99,9 @@ impl<R: ReadAt> Filesystem<R> {
     /// As [`Filesystem::read_dir`].
     pub fn parent(&self, dir: &Inode) -> Result<InodeNumber, ReadError> {
         self.check_dir(dir)?;
-        let parent = if dir.has(flags::INLINE_DATA) {
+        let parent = if let Some(changed) = self.changed.directory(dir.number) {
+            changed.parent
+        } else if dir.has(flags::INLINE_DATA) {
             le32(self.inline_data(dir)?.0, 0)
         } else {
             let extents = self.extents_until(dir, 1, Owner::File)?;
@@ -129,12 +137,26 @@ impl<R: ReadAt> Filesystem<R> {
     }
 
     /// Calls `visit` with each entry but `.` and `..` until it returns `false`.
-    fn each_entry(
+    pub(super) fn each_entry(
         &self,
         dir: &Inode,
         visit: &mut dyn FnMut(&RawEntry<'_>) -> Result<bool, ReadError>,
     ) -> Result<(), ReadError> {
         self.check_dir(dir)?;
+        if let Some(changed) = self.changed.directory(dir.number) {
+            for (name, (inode, file_type)) in &changed.names {
+                let entry = RawEntry {
+                    name,
+                    inode: InodeNumber(*inode),
+                    file_type: *file_type,
+                };
+                self.check_entry(dir, &entry)?;
+                if !visit(&entry)? {
+                    break;
+                }
+            }
+            return Ok(());
+        }
         if dir.has(flags::INLINE_DATA) {
             return self.each_inline(dir, visit);
         }

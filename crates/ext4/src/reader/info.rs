@@ -60,6 +60,8 @@ pub enum Journal {
         transactions: u32,
         /// Blocks that the journal has newer than the disk.
         blocks: u64,
+        /// Fast commits found whole behind the last transaction.
+        fast_commits: u32,
     },
 }
 

@@ -97,26 +97,55 @@ impl<R: ReadAt> Filesystem<R> {
     /// # Errors
     /// *corrupt* also if there is no such inode, or it is not in use.
     pub fn inode(&self, number: InodeNumber) -> Result<Inode, ReadError> {
-        let offset = self.inode_offset(number)?;
-        let raw = self
-            .source
-            .meta("read an inode", offset, self.superblock.inode_size)?;
-        self.parse_inode(number, offset, &raw)?.ok_or_else(|| {
+        self.inode_in_use(number)?.ok_or_else(|| {
+            let offset = self.inode_place(number).map_or(0, |(offset, _)| offset);
             ReadError::corrupt(Structure::Inode(number), offset, "the inode is not in use")
         })
     }
 
     /// As [`Filesystem::inode`]; `None` if it has no links.
     pub(super) fn inode_in_use(&self, number: InodeNumber) -> Result<Option<Inode>, ReadError> {
+        if let Some(raw) = self.changed.inode(number) {
+            let (offset, _) = self.inode_place(number)?;
+            return self.parse_inode(number, offset, raw, false);
+        }
         let offset = self.inode_offset(number)?;
         let raw = self
             .source
             .meta("read an inode", offset, self.superblock.inode_size)?;
-        self.parse_inode(number, offset, &raw)
+        self.parse_inode(number, offset, &raw, self.superblock.checksums())
     }
 
-    /// Where an inode lies, in bytes.
+    /// An inode's bytes on the disk; `None` where the group says that it was never used.
+    pub(super) fn raw_inode(&self, number: InodeNumber) -> Result<Option<Vec<u8>>, ReadError> {
+        let (offset, used) = self.inode_place(number)?;
+        if !used {
+            return Ok(None);
+        }
+        let size = self.superblock.inode_size;
+        let raw = self.source.meta("read an inode", offset, size)?;
+        Ok(Some(raw.to_vec()))
+    }
+
+    /// Where an inode that may be in use lies, in bytes.
     fn inode_offset(&self, number: InodeNumber) -> Result<u64, ReadError> {
+        match self.inode_place(number)? {
+            (offset, true) => Ok(offset),
+            _ => {
+                let sb = &self.superblock;
+                let place = u64::from(number.0.saturating_sub(1));
+                let group = div(place, u64::from(sb.inodes_per_group));
+                Err(ReadError::corrupt(
+                    Structure::Inode(number),
+                    group::locate(sb, u32::try_from(group).unwrap_or(u32::MAX)),
+                    format!("group {group} says it was never used"),
+                ))
+            }
+        }
+    }
+
+    /// Where an inode lies, in bytes, and whether its group says that it was ever used.
+    fn inode_place(&self, number: InodeNumber) -> Result<(u64, bool), ReadError> {
         let sb = &self.superblock;
         let Some(place) = number.0.checked_sub(1).filter(|_| number.0 <= sb.inodes) else {
             return Err(ReadError::corrupt(
@@ -134,26 +163,20 @@ impl<R: ReadAt> Filesystem<R> {
                 format!("there is no group {group_number}"),
             ));
         };
-        if place >= u64::from(group.used_inodes) {
-            let group_number = u32::try_from(group_number).unwrap_or(u32::MAX);
-            return Err(ReadError::corrupt(
-                Structure::Inode(number),
-                group::locate(sb, group_number),
-                format!("group {group_number} says it was never used"),
-            ));
-        }
-        Ok(group
+        let offset = group
             .inode_table
             .saturating_mul(sb.block_size)
-            .saturating_add(place.saturating_mul(sb.inode_size)))
+            .saturating_add(place.saturating_mul(sb.inode_size));
+        Ok((offset, place < u64::from(group.used_inodes)))
     }
 
-    /// Checks an inode; `None` if it has no links.
+    /// Checks an inode, its checksum too if it has one; `None` if it has no links.
     fn parse_inode(
         &self,
         number: InodeNumber,
         offset: u64,
         raw: &[u8],
+        has_checksum: bool,
     ) -> Result<Option<Inode>, ReadError> {
         let sb = &self.superblock;
         let corrupt = |detail: String| ReadError::corrupt(Structure::Inode(number), offset, detail);
@@ -179,7 +202,7 @@ impl<R: ReadAt> Filesystem<R> {
         };
         let links = u32::from(fields.i_links_count.get());
         let mode = fields.i_mode.get();
-        if sb.checksums() {
+        if has_checksum {
             let sum = Raw::checksum(sb.seed, number.0, fields.i_generation.get(), raw);
             let stored = fields.i_checksum_lo.get();
             let matches = if Raw::has_checksum_hi(raw) {
@@ -263,7 +286,12 @@ impl<R: ReadAt> Filesystem<R> {
             flags,
             block: fields.i_block,
             xattr_block: join32(
-                u32::from(fields.i_file_acl_high.get()),
+                // Linux `ext4_iget`.
+                if sb.hurd {
+                    0
+                } else {
+                    u32::from(fields.i_file_acl_high.get())
+                },
                 fields.i_file_acl_lo.get(),
             ),
             body,

@@ -4,8 +4,7 @@
 //! become an overlay: blocks of the filesystem whose newest version is a block of the journal. Nothing is copied, so the
 //! cost is bounded by the number of the journal's blocks.
 //!
-//! What the kernel refuses to replay is refused here: *corrupt*. Fast commits that would have to be replayed on top are
-//! *unsupported*.
+//! What the kernel refuses to replay is refused here: *corrupt*. [Fast commits](super::fast_commit) are replayed on top.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,14 +15,14 @@ use super::error::{ReadError, Structure};
 use super::map::{Extent, Owner};
 use super::num::{be32, be64, div, index, join32, len64, slice};
 use super::source::LogBlock;
-use super::{Filesystem, Journal, group};
+use super::{Filesystem, Journal, fast_commit, group};
 use crate::InodeNumber;
 use crate::format::Checksum;
 use crate::format::journal::{
     BLOCK_COMMIT, BLOCK_DESCRIPTOR, BLOCK_REVOKE, BLOCK_SUPERBLOCK_V1, BLOCK_SUPERBLOCK_V2,
     BlockTag, BlockTag3, CHECKSUM_CRC32, CHECKSUM_CRC32C, COMPAT_CHECKSUM, CommitHeader,
-    DEFAULT_FAST_COMMIT_BLOCKS, FAST_COMMIT_HEAD, JOURNAL_MAGIC, JournalHeader, JournalSuperblock,
-    TAG_ESCAPE, TAG_LAST, TAG_SAME_UUID, incompat as journal_incompat,
+    DEFAULT_FAST_COMMIT_BLOCKS, JOURNAL_MAGIC, JournalHeader, JournalSuperblock, TAG_ESCAPE,
+    TAG_LAST, TAG_SAME_UUID, incompat as journal_incompat,
 };
 use crate::format::superblock::{compat, incompat};
 
@@ -138,12 +137,14 @@ impl<R: ReadAt> Filesystem<R> {
         let first = superblock.s_sequence.get();
         let (contents, end) = log.scan(start, first)?;
         let overlay = log.overlay(&contents, end)?;
-        log.refuse_fast_commits(end)?;
+        let (records, fast_commits) = log.fast_commits(end)?;
         let replayed = Journal::Replayed {
             transactions: end.wrapping_sub(first),
             blocks: len64(overlay.len()),
+            fast_commits,
         };
         self.source.overlay(overlay);
+        self.fast_commits = records;
         Ok(replayed)
     }
 
@@ -563,26 +564,19 @@ impl<'a, R: ReadAt> Log<'a, R> {
         Ok(overlay)
     }
 
-    /// Fast commits of the transaction that would come next have to be replayed too, which is not done here.
-    fn refuse_fast_commits(&self, next: u32) -> Result<(), ReadError> {
-        if self.end == self.max {
-            return Ok(());
-        }
+    /// The fast commits of the transaction that would come next.
+    fn fast_commits(&self, next: u32) -> Result<(Vec<fast_commit::Record>, u32), ReadError> {
+        let mut scan = fast_commit::Scan::new();
         let mut buf = vec![0; index(self.fs.superblock.block_size)];
-        // The kernel starts one block behind the ring's end (`jbd2_fc_init`); a block before is looked at for those that do not.
-        for block in [self.end, self.end.saturating_add(1)] {
-            if block >= self.max {
+        // The kernel leaves the block right behind the ring out (`jbd2_fc_init`).
+        let first = self.end.saturating_add(1);
+        for block in first..self.max {
+            let at = self.read(block, &mut buf)?;
+            if !scan.block(&buf, at, next)? {
                 break;
             }
-            self.read(block, &mut buf)?;
-            let tag = buf.first_chunk::<2>().copied().map(u16::from_le_bytes);
-            // A record is a tag, a length, and here the features and the transaction's number.
-            let transaction = super::num::le32(&buf, 8);
-            if tag == Some(FAST_COMMIT_HEAD) && transaction == next {
-                return Err(ReadError::unsupported("fast_commit (commits to replay)"));
-            }
         }
-        Ok(())
+        Ok(scan.finish())
     }
 }
 

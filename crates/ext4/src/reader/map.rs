@@ -64,7 +64,11 @@ impl<R: ReadAt> Filesystem<R> {
             mapped: 0,
             limit,
         };
-        if inode.has(flags::EXTENTS) {
+        if let Some(map) = self.changed.map(inode.number) {
+            for extent in map.range(..limit).map(|(_, extent)| *extent) {
+                builder.push(extent, inode.offset)?;
+            }
+        } else if inode.has(flags::EXTENTS) {
             builder.extent_root()?;
         } else {
             builder.block_map()?;

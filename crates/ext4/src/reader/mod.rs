@@ -45,6 +45,7 @@
 mod data;
 mod dir;
 mod error;
+mod fast_commit;
 mod group;
 mod htree;
 mod info;
@@ -68,7 +69,7 @@ pub use error::{ReadError, ReadErrorKind, Structure};
 pub use info::{Info, Journal};
 pub use inode::Inode;
 pub use map::{Extent, FileMap};
-pub use walk::{Walk, Walked};
+pub use walk::{Census, Walk, Walked};
 
 use crate::InodeNumber;
 use crate::format::Checksum;
@@ -84,6 +85,9 @@ pub struct Filesystem<R> {
     /// Blocks of the journal, as (first, length).
     journal: Vec<(u64, u64)>,
     system_zone: OnceLock<SystemZone>,
+    /// What the journal holds to be replayed on top of its blocks, and then what came of it.
+    fast_commits: Vec<fast_commit::Record>,
+    changed: fast_commit::Changed,
     info: Info,
 }
 
@@ -106,6 +110,8 @@ impl<R: ReadAt> Filesystem<R> {
             groups: Vec::new(),
             journal: Vec::new(),
             system_zone: OnceLock::new(),
+            fast_commits: Vec::new(),
+            changed: fast_commit::Changed::default(),
         };
         fs.info.journal = fs.replay_journal()?;
         if matches!(fs.info.journal, Journal::Replayed { .. }) {
@@ -125,6 +131,8 @@ impl<R: ReadAt> Filesystem<R> {
         }
         let groups = fs.superblock.groups;
         fs.groups = group::read_groups(&fs.source, &fs.superblock, groups, true)?;
+        let records = std::mem::take(&mut fs.fast_commits);
+        fs.replay_fast_commits(&records)?;
         Ok(fs)
     }
 

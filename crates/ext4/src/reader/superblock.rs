@@ -30,6 +30,9 @@ const KNOWN: u32 = incompat::FILETYPE
 /// `s_feature_ro_compat`: files may share blocks (Android's deduplicated images; the kernel does not know it and mounts read-only).
 const SHARED_BLOCKS: u32 = 0x4000;
 
+/// `s_creator_os`.
+const OS_HURD: u32 = 1;
+
 /// What the superblock says, checked.
 #[derive(Debug, Clone)]
 pub(super) struct Superblock {
@@ -66,6 +69,8 @@ pub(super) struct Superblock {
     pub(super) last_mounted: Vec<u8>,
     pub(super) hash_seed: [u8; 16],
     pub(super) hash_unsigned: bool,
+    /// Made by the Hurd, whose inodes have something else where others have the upper bits of the attributes' block.
+    pub(super) hurd: bool,
     /// 0: the journal, if any, is on another device.
     pub(super) journal_inode: u32,
     /// Inodes that have no name though they may not be reserved: journal, quotas, orphan file.
@@ -294,6 +299,7 @@ impl Superblock {
             hash_seed: raw.s_hash_seed,
             // Neither flag set: Linux on x86 takes signed, as the kernels of old did.
             hash_unsigned: raw.s_flags.get() & FLAG_UNSIGNED_HASH != 0,
+            hurd: raw.s_creator_os.get() == OS_HURD,
             journal_inode: raw.s_journal_inum.get(),
             hidden_inodes: [
                 raw.s_journal_inum.get(),

@@ -28,10 +28,32 @@ pub struct Walk<'a, R> {
     fs: &'a Filesystem<R>,
     /// What is still to come, the next last.
     stack: Vec<Step>,
-    /// One bit for each inode: those seen.
-    seen: Vec<u64>,
+    seen: Census,
     /// Whether all that is in use must have been seen at the end.
     whole: bool,
+}
+
+/// Which of a filesystem's inodes a walk came by, one bit for each.
+#[derive(Debug, Clone)]
+pub struct Census(Vec<u64>);
+
+impl Census {
+    /// Notes an inode; whether it is new.
+    pub fn see(&mut self, number: InodeNumber) -> bool {
+        let bit = 1_u64 << (number.0 & 63);
+        match self.0.get_mut(index(u64::from(number.0) >> 6)) {
+            Some(word) if *word & bit == 0 => {
+                *word |= bit;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn has(&self, number: u32) -> bool {
+        let word = self.0.get(index(u64::from(number) >> 6));
+        word.is_some_and(|word| word & (1 << (number & 63)) != 0)
+    }
 }
 
 struct Step {
@@ -48,21 +70,77 @@ impl<R: ReadAt> Filesystem<R> {
     /// # Errors
     /// As [`Filesystem::read_dir`].
     pub fn walk(&self, root: &Inode) -> Result<Walk<'_, R>, ReadError> {
-        let words = index(u64::from(self.superblock.inodes) >> 6).saturating_add(1);
         let mut walk = Walk {
             fs: self,
             stack: Vec::new(),
-            seen: vec![0; words],
+            seen: self.census(),
             whole: root.number == InodeNumber::ROOT,
         };
         walk.enter(root, &[])?;
         Ok(walk)
     }
+
+    /// A census that has seen nothing yet, for walks of one's own.
+    #[must_use]
+    pub fn census(&self) -> Census {
+        let words = index(u64::from(self.superblock.inodes) >> 6).saturating_add(1);
+        Census(vec![0; words])
+    }
+
+    /// Looks for an inode that is in use and has links, but that a walk through all of the filesystem did not come by.
+    ///
+    /// # Errors
+    /// *corrupt*, naming the inode: the file is lost, and a tree without it is not the whole.
+    pub fn look_for_lost(&self, seen: &Census) -> Result<(), ReadError> {
+        let sb = &self.superblock;
+        for (group, first) in self
+            .groups
+            .iter()
+            .zip((1_u32..).step_by(index(u64::from(sb.inodes_per_group.max(1)))))
+        {
+            if group.used_inodes == 0 {
+                continue;
+            }
+            let bitmap = self.block("read an inode bitmap", group.inode_bitmap)?;
+            let used = bitmap
+                .iter()
+                .zip((first..).step_by(8))
+                .filter(|b| *b.0 != 0);
+            for (byte, number) in used {
+                for bit in 0..8_u32 {
+                    let number = number.saturating_add(bit);
+                    let within = number.saturating_sub(first) < group.used_inodes;
+                    if byte & (1 << bit) == 0 || !within || number < sb.first_inode {
+                        continue;
+                    }
+                    if !seen.has(number) {
+                        self.lost(InodeNumber(number))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lost(&self, number: InodeNumber) -> Result<(), ReadError> {
+        // What fast commits made or deleted is not in the bitmaps yet.
+        if self.superblock.hidden_inodes.contains(&number.0) || self.changed.inode(number).is_some()
+        {
+            return Ok(());
+        }
+        // Without links: deleted while open. Attribute values are named by attributes.
+        match self.inode_in_use(number)? {
+            Some(inode) if !inode.has(flags::EA_INODE) => {
+                Err(inode.corrupt("it is in use, but no directory has a name for it"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl<R: ReadAt> Walk<'_, R> {
     fn enter(&mut self, dir: &Inode, path: &[u8]) -> Result<(), ReadError> {
-        if !self.see(dir.number) {
+        if !self.seen.see(dir.number) {
             return Err(dir.corrupt("a directory with two names"));
         }
         let mut entries = self.fs.read_dir(dir)?;
@@ -75,65 +153,6 @@ impl<R: ReadAt> Walk<'_, R> {
             parent: dir.number,
         }));
         Ok(())
-    }
-
-    /// Notes an inode; whether it is new.
-    fn see(&mut self, number: InodeNumber) -> bool {
-        let bit = 1_u64 << (number.0 & 63);
-        match self.seen.get_mut(index(u64::from(number.0) >> 6)) {
-            Some(word) if *word & bit == 0 => {
-                *word |= bit;
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// Looks for an inode that is in use, has links, and was not seen.
-    fn look_for_lost(&self) -> Result<(), ReadError> {
-        let sb = &self.fs.superblock;
-        for (group, first) in self
-            .fs
-            .groups
-            .iter()
-            .zip((1_u32..).step_by(index(u64::from(sb.inodes_per_group.max(1)))))
-        {
-            if group.used_inodes == 0 {
-                continue;
-            }
-            let bitmap = self.fs.block("read an inode bitmap", group.inode_bitmap)?;
-            let used = bitmap
-                .iter()
-                .zip((first..).step_by(8))
-                .filter(|b| *b.0 != 0);
-            for (byte, number) in used {
-                for bit in 0..8_u32 {
-                    let number = number.saturating_add(bit);
-                    let within = number.saturating_sub(first) < group.used_inodes;
-                    if byte & (1 << bit) == 0 || !within || number < sb.first_inode {
-                        continue;
-                    }
-                    let word = self.seen.get(index(u64::from(number) >> 6));
-                    if word.is_none_or(|word| word & (1 << (number & 63)) == 0) {
-                        self.lost(InodeNumber(number))?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn lost(&self, number: InodeNumber) -> Result<(), ReadError> {
-        if self.fs.superblock.hidden_inodes.contains(&number.0) {
-            return Ok(());
-        }
-        // Without links: deleted while open. Attribute values are named by attributes.
-        match self.fs.inode_in_use(number)? {
-            Some(inode) if !inode.has(flags::EA_INODE) => {
-                Err(inode.corrupt("it is in use, but no directory has a name for it"))
-            }
-            _ => Ok(()),
-        }
     }
 
     fn step(&mut self, step: Step) -> Result<Walked, ReadError> {
@@ -149,7 +168,7 @@ impl<R: ReadAt> Walk<'_, R> {
             }
             self.enter(&inode, &path)?;
         } else {
-            self.see(inode.number);
+            self.seen.see(inode.number);
         }
         Ok(Walked { path, inode })
     }
@@ -163,7 +182,7 @@ impl<R: ReadAt> Iterator for Walk<'_, R> {
             if !std::mem::take(&mut self.whole) {
                 return None;
             }
-            return self.look_for_lost().err().map(Err);
+            return self.fs.look_for_lost(&self.seen).err().map(Err);
         };
         let result = self.step(step);
         if result.is_err() {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use lcow_blockio::ReadAt;
 use lcow_ext4::reader::{FileData, Filesystem};
-use lcow_ext4::{FileType, Xattr};
+use lcow_ext4::{FileType, InodeNumber, Xattr};
 
 use super::{Entry, FileIdentity, LayerIndex, Node, Place, Tree, TreeError};
 
@@ -149,6 +149,10 @@ impl<R: ReadAt> Tree for Subtree<R> {
 
     fn filesystem(&self, _: LayerIndex) -> &Filesystem<R> {
         &self.filesystem
+    }
+
+    fn whole_filesystem(&self) -> Option<&Filesystem<R>> {
+        (self.root.identity().inode == InodeNumber::ROOT).then_some(&*self.filesystem)
     }
 }
 

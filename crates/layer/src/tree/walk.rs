@@ -7,6 +7,7 @@ use std::cmp::Ordering;
 use std::collections::HashSet;
 
 use lcow_ext4::FileType;
+use lcow_ext4::reader::Filesystem;
 
 use super::{Entry, FileIdentity, MAX_PATH, Node, Tree, TreeError, join};
 
@@ -72,8 +73,9 @@ struct Frame {
     steps: std::vec::IntoIter<Step>,
 }
 
-/// Calls `visit` for every file of a tree in order, the root first, as the empty path. Memory is one listing for each
-/// directory on the way down, and a number for each directory seen.
+/// Calls `visit` for every file of a tree in order, the root first, as the empty path. Where the tree is all of a filesystem, files in
+/// use that it has no name for are *corrupt* at the end. Memory is one listing for each directory on the way down, a number
+/// for each directory seen, and a bit for each inode.
 pub(crate) fn walk<T, E>(
     tree: &T,
     mut visit: impl FnMut(&[u8], &Node) -> Result<(), E>,
@@ -83,6 +85,8 @@ where
     E: From<TreeError>,
 {
     let mut seen = SeenDirectories::default();
+    let whole = tree.whole_filesystem();
+    let mut census = whole.map(Filesystem::census);
     visit(b"", tree.root())?;
     let mut stack = vec![open(tree, tree.root(), Vec::new(), &mut seen)?];
     // A directory is entered right after it was visited: its inode need not be read again.
@@ -96,6 +100,9 @@ where
                 let entry = &frame.entries[i];
                 let path = child_path(&frame.path, &entry.name)?;
                 let node = tree.node(entry)?;
+                if let Some(census) = &mut census {
+                    census.see(node.identity().inode);
+                }
                 visit(&path, &node)?;
                 last = Some((path, node));
             }
@@ -113,6 +120,10 @@ where
                 }
             }
         }
+    }
+    if let (Some(filesystem), Some(census)) = (whole, census) {
+        let on = TreeError::on(tree.root().identity().layer);
+        filesystem.look_for_lost(&census).map_err(on)?;
     }
     Ok(())
 }
