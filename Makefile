@@ -1,7 +1,7 @@
 # `make help` lists the targets. The work is in scripts/, so that each step also runs by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-rust lint deny bench clean
+.PHONY: help setup build demo test test-rust corpora age lint deny bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -22,6 +22,13 @@ test: ## Everything that CI runs
 
 test-rust: ## The Rust tests alone
 	@cargo test --workspace --locked
+
+corpora: build ## Other projects' images, tars and disks through the program, as a table by class
+	@cargo run --release --locked --quiet -p lcow-testkit --bin corpora -- target/release/lcow
+
+age: ## Age disks for long, mounted and in utility VMs, and compare what is read with what the kernel shows (root)
+	@LCOW_AGE=20 cargo test --locked -p lcow-ext4 --test reader journal:: -- --nocapture
+	@LCOW_AGE=20 cargo test --locked -p lcow-uvm --test it aged:: -- --nocapture
 
 lint: ## Format and lints
 	@cargo fmt --all --check

@@ -25,6 +25,9 @@ scripts/deny.sh
 step "tests"
 cargo test --workspace --locked
 
+step "other projects' images, tars and disks"
+make --no-print-directory corpora
+
 step "the demo"
 make --no-print-directory setup build
 transcripts=$(mktemp -d)

@@ -3,13 +3,19 @@
 //! Nothing here is part of the product. An oracle runs the real program (`e2fsck`, `mount`, `qemu-img`, GNU tar) and
 //! panics with all of its output when it disagrees, since a test is the only caller.
 
+mod ager;
+mod archive;
 mod corpora;
 mod oracle;
 mod pages;
+mod tree;
 
+pub use ager::Ager;
+pub use archive::read_tar;
 pub use corpora::{Corpora, workspace_root};
 pub use oracle::{LoopMount, e2fsck, have, is_root, run};
 pub use pages::page_table;
+pub use tree::{Entry, Tree, differences, hex, kernel_tree};
 
 /// Ends the test with a line that says why it can't run here.
 ///

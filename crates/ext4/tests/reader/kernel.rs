@@ -7,10 +7,10 @@ use std::path::Path;
 
 use lcow_blockio::FileDisk;
 use lcow_ext4::reader::Filesystem;
-use lcow_testkit::{LoopMount, is_root, run, skip};
+use lcow_testkit::{LoopMount, differences, is_root, kernel_tree, run, skip};
 use rustix::fs::{FallocateFlags, FileType, Mode, Timespec, Timestamps, XattrFlags};
 
-use crate::export::{differences, kernel_tree, read_all, scratch};
+use crate::export::{read_all, scratch};
 
 /// A filesystem that mke2fs can make and every kernel mounts.
 struct Form {
@@ -355,6 +355,17 @@ fn what_mke2fs_wrote_reads_as_what_went_in() {
         "-t ext4 -O casefold",
         "-t ext4 -O verity,stable_inodes",
         "-t ext4 -r 0 -O none -I 128",
+        "-t ext2 -o hurd",
+        "-t ext4 -O mmp",
+        "-t ext4 -b 1024 -G 4 -g 1024",
+        "-t ext4 -b 1024 -O meta_bg,^resize_inode,^64bit -g 512",
+        "-t ext4 -O sparse_super2,^resize_inode -E num_backup_sb=1",
+        "-t ext4 -O ^sparse_super,^resize_inode -b 1024",
+        "-t ext4 -O fast_commit",
+        "-t ext4 -O encrypt,ea_inode,large_dir",
+        "-t ext4 -O inline_data -I 1024",
+        "-t ext4 -O bigalloc,^metadata_csum,uninit_bg -C 65536 -N 1000",
+        "-t ext4 -b 4096 -N 600 -I 4096",
     ] {
         let image = dir.path().join("image");
         let _ = std::fs::remove_file(&image);

@@ -7,7 +7,6 @@
     clippy::cast_sign_loss
 )]
 
-mod corpora;
 mod export;
 mod journal;
 mod kernel;

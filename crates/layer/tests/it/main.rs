@@ -2,7 +2,6 @@
 
 mod apply;
 mod canonical;
-mod corpora;
 mod differences;
 mod extraction;
 mod forest;

@@ -3,6 +3,7 @@
 //! Everything here emulates (`Accel::Tcg`): that is what works everywhere. A boot costs two seconds of CPU, so the tests of
 //! one theme share a machine.
 
+mod aged;
 mod boots;
 mod disks;
 mod fake;
