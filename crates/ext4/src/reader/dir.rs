@@ -44,10 +44,10 @@ pub(super) enum Dots {
 }
 
 impl<R: ReadAt> Filesystem<R> {
-    /// The entries of a directory without `.` and `..`, as they lie on the disk.
+    /// The entries of a directory without `.` and `..`, sorted by the names' bytes.
     ///
     /// # Errors
-    /// *corrupt*; *unsupported* if its names are encrypted; [`ReadError::NotADirectory`].
+    /// *corrupt*, also if a name is there twice; *unsupported* if its names are encrypted; [`ReadError::NotADirectory`].
     pub fn read_dir(&self, dir: &Inode) -> Result<Vec<DirEntry>, ReadError> {
         let mut list = Vec::new();
         self.each_entry(dir, &mut |entry| {
@@ -58,6 +58,15 @@ impl<R: ReadAt> Filesystem<R> {
             });
             Ok(true)
         })?;
+        list.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        // Which of two was meant can't be known.
+        let twice = list.windows(2).any(|pair| match pair {
+            [one, next] => one.name == next.name,
+            _ => false,
+        });
+        if twice {
+            return Err(dir_corrupt(dir, dir.offset, "a name is there twice"));
+        }
         Ok(list)
     }
 

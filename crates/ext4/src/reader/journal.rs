@@ -74,6 +74,8 @@ struct Contents {
     writes: Vec<Write>,
     /// Blocks, and the last transaction that revoked each.
     revokes: Vec<(u64, u32)>,
+    /// The first revocation block that makes no sense, and its transaction: that need not be whole, and then nobody reads it.
+    bad_revoke: Option<(u32, ReadError)>,
 }
 
 impl<R: ReadAt> Filesystem<R> {
@@ -136,7 +138,7 @@ impl<R: ReadAt> Filesystem<R> {
         }
         let first = superblock.s_sequence.get();
         let (contents, end) = log.scan(start, first)?;
-        let overlay = log.overlay(&contents, end)?;
+        let overlay = log.overlay(contents, end)?;
         let (records, fast_commits) = log.fast_commits(end)?;
         let replayed = Journal::Replayed {
             transactions: end.wrapping_sub(first),
@@ -311,7 +313,7 @@ impl<'a, R: ReadAt> Log<'a, R> {
                     if old && !doubtful {
                         crc.update(&buf);
                     }
-                    let count = self.tags(&buf, at, |tag| {
+                    let count = self.tags(&buf, |tag| {
                         let data = self.place(block)?;
                         block = self.after(block, 1);
                         contents.writes.push(Write {
@@ -342,9 +344,8 @@ impl<'a, R: ReadAt> Log<'a, R> {
                 }
                 BLOCK_REVOKE => {
                     doubtful |= !self.tail_matches(&buf);
-                    match self.revokes(&buf, at, next, &mut contents.revokes) {
-                        Err(_) if doubtful => {}
-                        other => other?,
+                    if let Err(error) = self.revokes(&buf, at, next, &mut contents.revokes) {
+                        contents.bad_revoke.get_or_insert((next, error));
                     }
                 }
                 BLOCK_COMMIT => {
@@ -421,7 +422,6 @@ impl<'a, R: ReadAt> Log<'a, R> {
     fn tags(
         &self,
         block: &[u8],
-        at: u64,
         mut each: impl FnMut(Write) -> Result<(), ReadError>,
     ) -> Result<u64, ReadError> {
         let v3 = self.has(journal_incompat::CSUM_V3);
@@ -460,12 +460,6 @@ impl<'a, R: ReadAt> Log<'a, R> {
                 (tag.t_blocknr, flags, be32(rest, 0), sum)
             };
             let target = join32(if bit64 { high } else { 0 }, low.get());
-            if target >= self.fs.superblock.blocks {
-                return Err(corrupt(
-                    at,
-                    format!("it writes block {target}, which there is not"),
-                ));
-            }
             count = count.saturating_add(1);
             each(Write {
                 sequence: 0,
@@ -516,13 +510,26 @@ impl<'a, R: ReadAt> Log<'a, R> {
     }
 
     /// The newest version of each block that whole transactions (those before `end`) write.
-    fn overlay(&self, contents: &Contents, end: u32) -> Result<BTreeMap<u64, LogBlock>, ReadError> {
+    fn overlay(&self, contents: Contents, end: u32) -> Result<BTreeMap<u64, LogBlock>, ReadError> {
+        if let Some((sequence, error)) = contents.bad_revoke
+            && before(sequence, end)
+        {
+            return Err(error);
+        }
         let mut revoked: HashMap<u64, u32> = HashMap::new();
         for &(block, sequence) in &contents.revokes {
             if before(sequence, end) {
                 revoked.insert(block, sequence);
             }
         }
+        // What the journal holds of itself would change what is being read.
+        let mut own: Vec<(u64, u64)> = self.map.iter().map(|e| (e.physical, e.len)).collect();
+        own.sort_unstable();
+        let is_own = |block: u64| {
+            let after = own.partition_point(|&(first, _)| first <= block);
+            let before = after.checked_sub(1).and_then(|i| own.get(i));
+            before.is_some_and(|&(first, len)| block < first.saturating_add(len))
+        };
         let mut overlay = BTreeMap::new();
         let mut buf = vec![0; index(self.fs.superblock.block_size)];
         for write in &contents.writes {
@@ -532,6 +539,12 @@ impl<'a, R: ReadAt> Log<'a, R> {
                 .is_some_and(|&sequence| !before(sequence, write.sequence));
             if gone || !before(write.sequence, end) {
                 continue;
+            }
+            if write.target >= self.fs.superblock.blocks {
+                return Err(corrupt(
+                    write.offset,
+                    format!("it writes block {}, which there is not", write.target),
+                ));
             }
             if let Some(stored) = write.checksum {
                 self.fs
@@ -552,6 +565,12 @@ impl<'a, R: ReadAt> Log<'a, R> {
                         ),
                     ));
                 }
+            }
+            if is_own(write.target) {
+                return Err(corrupt(
+                    write.offset,
+                    format!("it writes block {}, which is its own", write.target),
+                ));
             }
             overlay.insert(
                 write.target,

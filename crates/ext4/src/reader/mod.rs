@@ -148,6 +148,14 @@ impl<R: ReadAt> Filesystem<R> {
         self.source.disk()
     }
 
+    /// Reads bytes of the image as the journal leaves them: what would be on the disk after a replay.
+    ///
+    /// # Errors
+    /// What the disk says; among that, that it ends before `offset + buf.len()`.
+    pub fn read_image(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        self.source.read("read the image", offset, buf)
+    }
+
     /// The root directory.
     ///
     /// # Errors

@@ -9,7 +9,7 @@
 //! * Of the times only the modification time is kept. Given a `SOURCE_DATE_EPOCH`, later times become that time.
 //! * An empty `lost+found` directory at the root, owned by root with mode 0700, is `mke2fs`'s and is left out. One that holds something is
 //!   somebody's data.
-//! * Sockets are left out: no tar can hold them.
+//! * Sockets are left out: no tar can hold them. Symbolic links are 0777, as Linux makes them, whatever a disk says.
 //!
 //! # Overlay layers
 //! With [`ExportOptions::overlay_whiteouts`] a raw layer is written as an image layer's tar: deleted names as `.wh.NAME`, opaque directories with a
@@ -233,10 +233,14 @@ impl<'t, T: Tree + ?Sized, W: Write> Emitter<'t, T, W> {
         let device = inode.device().unwrap_or_default();
         let target;
         let mtime = self.clamp(inode.mtime);
+        let permissions = match node.file_type() {
+            FileType::Symlink => 0o777,
+            _ => inode.permissions,
+        };
         let header = |kind| EntryHeader {
             path,
             kind,
-            permissions: inode.permissions,
+            permissions,
             uid: inode.uid,
             gid: inode.gid,
             mtime,

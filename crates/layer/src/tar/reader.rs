@@ -149,7 +149,14 @@ impl<R: BufRead, T: Record> Reader<R, T> {
                 .map_err(|reason| malformed_at(start, reason))?;
             self.recording("record a header", |r| r.header(&block))?;
             match self.fields.flag {
-                b'x' => self.local = Some(self.special(start, "a PAX header")?),
+                b'x' => {
+                    let body = self.special(start, "a PAX header")?;
+                    // Of two in a row the second counts, and the first must be in order all the same, as in Go.
+                    let before = self.local.replace(body);
+                    for record in Records(before.as_deref().unwrap_or_default()) {
+                        record.map_err(|reason| malformed_at(start, reason))?;
+                    }
+                }
                 b'g' => {
                     let body = self.special(start, "a PAX header")?;
                     self.take_global(start, &body)?;

@@ -111,6 +111,7 @@ impl<R: ReadAt> Tree for Subtree<R> {
         must_be_directory(dir)?;
         let listed = self.filesystem.read_dir(dir.inode());
         let mut entries = Vec::new();
+        // Sorted as they come.
         for entry in listed.map_err(TreeError::on(LAYER))? {
             // Filesystems without the `filetype` feature leave the type to the inode.
             let file_type = match entry.file_type {
@@ -131,7 +132,6 @@ impl<R: ReadAt> Tree for Subtree<R> {
                 }),
             });
         }
-        entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
     }
 
