@@ -1,7 +1,7 @@
 # `make help` lists the targets. The work is in scripts/, so that each step also runs by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-rust corpora age lint deny bench clean
+.PHONY: help setup build demo test test-rust corpora age lint deny bench fuzz fuzz-all clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -39,6 +39,14 @@ deny: ## Licences, sources, duplicates and (where the database can be had) advis
 
 bench: ## Compare conversion with `cp` and `mke2fs -d`, as a table
 	@scripts/bench.sh
+
+MINUTES ?= 10
+
+fuzz: ## Fuzz one TARGET (docs/fuzzing.md) for MINUTES, 10 if not said; needs a nightly compiler
+	@fuzz/run.sh "$(TARGET)" "$(MINUTES)"
+
+fuzz-all: ## Fuzz all targets, one after another, for MINUTES each
+	@for target in fuzz/seeds/*/; do fuzz/run.sh "$$(basename "$$target")" "$(MINUTES)" || exit; done
 
 clean: ## Remove build output and the demo's files
 	@cargo clean

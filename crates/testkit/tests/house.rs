@@ -23,6 +23,7 @@ const ARROW: &[(&str, &[&str])] = &[
     ),
     ("testkit", &["blockio"]),
     ("benches", &[]),
+    ("fuzz", &["blockio", "ext4", "disk", "layer"]),
 ];
 
 /// Crates whose every line is safe Rust with checked arithmetic, since they read what strangers wrote.
