@@ -4,6 +4,7 @@
 //!   everything else is kept compactly in memory and written at the end. The same calls give the same bytes.
 //! * [`mkfs::format`] makes a blank filesystem for a kernel to write on, and [`mkfs::set_uuid`] a clone's own identity.
 //! * [`reader`] reads any ext2/3/4 filesystem, including hostile ones.
+//! * [`mod@check`] verifies one, structure by structure, as `e2fsck -fn` would.
 //! * [`mod@format`] holds the on-disk structures that the three share.
 //!
 //! # I/O
@@ -51,6 +52,7 @@
     )
 )]
 
+pub mod check;
 pub mod format;
 pub mod mkfs;
 pub mod reader;

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
-use crate::commands::{commit, diff, disk, images, layer, load, ps, rm, rmi, run, save, status};
+use crate::commands::{
+    check, commit, diff, disk, images, layer, load, ps, rm, rmi, run, save, status,
+};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Yellow.on_default().bold())
@@ -80,6 +82,7 @@ pub(crate) enum Command {
     Rm(rm::Rm),
     Diff(diff::Diff),
     Commit(commit::Commit),
+    Check(check::Check),
     /// Work with single layers
     #[command(subcommand)]
     Layer(layer::Layer),

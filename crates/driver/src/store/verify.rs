@@ -1,7 +1,7 @@
 //! Checking a layer, without changing anything.
 
 use lcow_disk::verity::{self, BlockHash, Tree, VerityError};
-use lcow_ext4::reader::Filesystem;
+use lcow_ext4::check::{CheckOptions, Report, check};
 use serde::Serialize;
 
 use super::Store;
@@ -55,8 +55,8 @@ impl VerifyReport {
 
 impl Store {
     /// Checks a layer: that its parents are there, that its records can be read, its disk's footer, every block against the
-    /// recorded root hash if it has a verity tree, its file system, and that the tar that was applied comes out of it again with
-    /// the digest it had.
+    /// recorded root hash if it has a verity tree, every structure of its file system, and that the tar that was applied comes
+    /// out of it again with the digest it had.
     ///
     /// # Errors
     /// [`DriverError::NotFound`], [`DriverError::InUse`] for a sandbox that is being written to,
@@ -92,12 +92,16 @@ impl Store {
             cancel.check()?;
             report.note("verity", verified);
         }
-        let fs = open_disk(&disk).and_then(|d| {
-            Filesystem::open(d)
-                .map(drop)
-                .map_err(|e| read_error("reading", id, e))
+        let checked = open_disk(&disk).and_then(|d| {
+            check(d, &CheckOptions::default()).map_err(|e| read_error("reading", id, e))
         });
-        let readable = report.note("file system", fs).is_some();
+        let checked = report.note("file system", checked);
+        let readable = checked.as_ref().is_some_and(Report::is_clean);
+        let found = checked.into_iter().flat_map(|checked| checked.findings);
+        report.findings.extend(found.map(|finding| Finding {
+            check: "file system",
+            problem: finding.to_string(),
+        }));
         if let Some(applied) = applied
             && readable
         {

@@ -277,6 +277,18 @@ fn verify_finds_damage_and_calls_a_good_layer_good() {
     fs::write(&path, &disk).unwrap();
     let report = store.verify(&id("bad"), &cancel).unwrap();
     assert_eq!(report.findings[0].check, "digest", "{report:?}");
+    // A directory's link count, with the inode's checksum wrong: the digest is not even looked at.
+    disk[at] ^= 1;
+    let root_inode = disk.len() - 512 - 4096 + 256;
+    let mut damaged = disk.clone();
+    damaged[root_inode + 0x1a] ^= 1;
+    fs::write(&path, &damaged).unwrap();
+    let report = store.verify(&id("bad"), &cancel).unwrap();
+    assert_eq!(report.findings[0].check, "file system", "{report:?}");
+    assert!(
+        report.findings[0].problem.starts_with("inode 2 "),
+        "{report:?}"
+    );
     // No footer.
     fs::write(&path, &disk[..disk.len() - 512]).unwrap();
     let report = store.verify(&id("bad"), &cancel).unwrap();

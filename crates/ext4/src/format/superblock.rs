@@ -88,6 +88,8 @@ pub mod ro_compat {
     pub const REPLICA: u32 = 0x800;
     pub const READONLY: u32 = 0x1000;
     pub const PROJECT: u32 = 0x2000;
+    /// Files may share blocks (Android's deduplicated images; Linux does not know it and mounts read-only).
+    pub const SHARED_BLOCKS: u32 = 0x4000;
     pub const VERITY: u32 = 0x8000;
     pub const ORPHAN_PRESENT: u32 = 0x1_0000;
 }
@@ -145,6 +147,11 @@ pub const FEATURE_NAMES: &[(FeatureSet, u32, &str)] = &[
     (FeatureSet::RoCompat, ro_compat::REPLICA, "replica"),
     (FeatureSet::RoCompat, ro_compat::READONLY, "read-only"),
     (FeatureSet::RoCompat, ro_compat::PROJECT, "project"),
+    (
+        FeatureSet::RoCompat,
+        ro_compat::SHARED_BLOCKS,
+        "shared_blocks",
+    ),
     (FeatureSet::RoCompat, ro_compat::VERITY, "verity"),
     (
         FeatureSet::RoCompat,
@@ -174,7 +181,7 @@ pub struct Superblock {
     pub s_blocks_count_lo: U32,
     /// Blocks only root may use.
     pub s_r_blocks_count_lo: U32,
-    /// Free blocks (clusters under `bigalloc`).
+    /// Free blocks; blocks under `bigalloc` too.
     pub s_free_blocks_count_lo: U32,
     /// Free inodes.
     pub s_free_inodes_count: U32,
@@ -371,6 +378,21 @@ impl Superblock {
         Checksum::START
             .bytes(&bytes[..std::mem::offset_of!(Self, s_checksum)])
             .value()
+    }
+
+    /// The names, as of [`Superblock::feature_names`], of those features that this crate has no name for.
+    #[must_use]
+    pub fn unknown_features(&self) -> Vec<String> {
+        let mut rest = self.clone();
+        for (set, mask, _) in FEATURE_NAMES {
+            let word = match set {
+                FeatureSet::Compat => &mut rest.s_feature_compat,
+                FeatureSet::Incompat => &mut rest.s_feature_incompat,
+                FeatureSet::RoCompat => &mut rest.s_feature_ro_compat,
+            };
+            word.set(word.get() & !mask);
+        }
+        rest.feature_names()
     }
 
     /// The names of its features as `dumpe2fs` prints them; bits without a name as `FEATURE_I31` and the like.

@@ -28,15 +28,15 @@ pub struct DirEntry {
 }
 
 /// An entry in a block; entries not in use are never made into one.
-pub(super) struct RawEntry<'a> {
-    pub(super) name: &'a [u8],
-    pub(super) inode: InodeNumber,
-    pub(super) file_type: u8,
+pub(crate) struct RawEntry<'a> {
+    pub(crate) name: &'a [u8],
+    pub(crate) inode: InodeNumber,
+    pub(crate) file_type: u8,
 }
 
 /// Which entries a piece of a directory has to begin with.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Dots {
+pub(crate) enum Dots {
     /// `.` and `..`: the first block.
     Expected,
     /// Neither.
@@ -236,7 +236,7 @@ impl<R: ReadAt> Filesystem<R> {
     }
 
     /// The blocks of a directory: all of its size, without holes, or it is corrupt.
-    pub(super) fn dir_extents(&self, dir: &Inode) -> Result<Vec<Extent>, ReadError> {
+    pub(crate) fn dir_extents(&self, dir: &Inode) -> Result<Vec<Extent>, ReadError> {
         let block_size = self.superblock.block_size;
         let blocks = dir.size.div_ceil(block_size);
         if dir.size == 0 || !dir.size.is_multiple_of(block_size) {
@@ -266,7 +266,7 @@ impl<R: ReadAt> Filesystem<R> {
     }
 
     /// Checks a directory block's checksum, be it a leaf or a part of the hash tree.
-    pub(super) fn check_block(
+    pub(crate) fn check_block(
         &self,
         dir: &Inode,
         block: &[u8],
@@ -307,7 +307,7 @@ impl<R: ReadAt> Filesystem<R> {
     }
 
     /// The length of an entry (Linux `ext4_rec_len_from_disk`).
-    fn rec_len(&self, stored: u16) -> usize {
+    pub(crate) fn rec_len(&self, stored: u16) -> usize {
         let len = usize::from(stored);
         if self.superblock.block_size < 1 << 16 {
             len
@@ -321,7 +321,7 @@ impl<R: ReadAt> Filesystem<R> {
 
     /// Calls `visit` with each entry in use of `part`, a block or a piece of inline data that lies at `at`, until it returns
     /// `false`; returns whether it never did.
-    pub(super) fn parse(
+    pub(crate) fn parse(
         &self,
         dir: &Inode,
         part: &[u8],
@@ -390,7 +390,7 @@ impl<R: ReadAt> Filesystem<R> {
     }
 
     /// What must hold of every entry but `.` and `..`.
-    pub(super) fn check_entry(&self, dir: &Inode, entry: &RawEntry<'_>) -> Result<(), ReadError> {
+    pub(crate) fn check_entry(&self, dir: &Inode, entry: &RawEntry<'_>) -> Result<(), ReadError> {
         let name = entry.name;
         if name.is_empty() || name == b"." || name == b".." {
             return Err(dir_corrupt(
@@ -414,6 +414,6 @@ impl<R: ReadAt> Filesystem<R> {
     }
 }
 
-pub(super) fn dir_corrupt(dir: &Inode, at: u64, detail: impl Into<String>) -> ReadError {
+pub(crate) fn dir_corrupt(dir: &Inode, at: u64, detail: impl Into<String>) -> ReadError {
     ReadError::corrupt(Structure::Directory(dir.number), at, detail)
 }

@@ -104,8 +104,52 @@ impl ReadError {
     }
 }
 
+/// What becomes of corruption that leaves something to look at: reading ends there, verifying goes on.
+#[derive(Debug)]
+pub(crate) struct Objections(Option<Vec<ReadError>>);
+
+impl Objections {
+    /// More than these, and even the verifier has seen enough.
+    const MOST: usize = 1000;
+
+    pub(crate) fn fatal() -> Self {
+        Self(None)
+    }
+
+    /// Whether the first of them ends the reading.
+    pub(crate) fn are_fatal(&self) -> bool {
+        self.0.is_none()
+    }
+
+    pub(crate) fn gather() -> Self {
+        Self(Some(Vec::new()))
+    }
+
+    /// Ends the reading, or keeps what is corrupt for later.
+    pub(crate) fn object(&mut self, error: ReadError) -> Result<(), ReadError> {
+        match &mut self.0 {
+            Some(list) if error.kind() == ReadErrorKind::Corrupt && list.len() < Self::MOST => {
+                list.push(error);
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// Whether there is a list for what does not keep a reader from going on.
+    pub(crate) fn note(&mut self, error: ReadError) {
+        if let Some(list) = &mut self.0 {
+            list.push(error);
+        }
+    }
+
+    pub(crate) fn into_list(self) -> Vec<ReadError> {
+        self.0.unwrap_or_default()
+    }
+}
+
 /// The parts of an ext4 image that an error can point at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Structure {
     /// The superblock.
@@ -128,6 +172,14 @@ pub enum Structure {
     Symlink(InodeNumber),
     /// The journal.
     Journal,
+    /// The block bitmap of a group.
+    BlockBitmap(u32),
+    /// The inode bitmap of a group.
+    InodeBitmap(u32),
+    /// The list of inodes deleted or cut while open.
+    Orphans,
+    /// A quota file.
+    Quota(InodeNumber),
 }
 
 impl fmt::Display for Structure {
@@ -143,6 +195,10 @@ impl fmt::Display for Structure {
             Self::Xattrs(n) => write!(f, "extended attributes of inode {n}"),
             Self::Symlink(n) => write!(f, "symbolic link of inode {n}"),
             Self::Journal => f.write_str("journal"),
+            Self::BlockBitmap(n) => write!(f, "block bitmap of group {n}"),
+            Self::InodeBitmap(n) => write!(f, "inode bitmap of group {n}"),
+            Self::Orphans => f.write_str("orphan list"),
+            Self::Quota(n) => write!(f, "quota file of inode {n}"),
         }
     }
 }

@@ -4,7 +4,7 @@ use lcow_blockio::ReadAt;
 
 use zerocopy::FromBytes;
 
-use super::error::{ReadError, Structure};
+use super::error::{Objections, ReadError, Structure};
 use super::num::{div, index, join16, join32, rem};
 use super::source::Source;
 use super::superblock::Superblock;
@@ -16,20 +16,31 @@ const PIECE: u64 = 1 << 20;
 
 /// Where a group's metadata lies. Blocks are checked to be inside the filesystem.
 #[derive(Debug, Clone)]
-pub(super) struct Group {
-    pub(super) block_bitmap: u64,
-    pub(super) inode_bitmap: u64,
-    pub(super) inode_table: u64,
+pub(crate) struct Group {
+    /// Whether all of it is where it may be; else only a verifier gets to see the group.
+    pub(crate) in_place: bool,
+    /// `bg_flags`.
+    pub(crate) flags: u16,
+    /// Clusters, as the descriptor has them.
+    pub(crate) free_blocks: u32,
+    pub(crate) free_inodes: u32,
+    pub(crate) directories: u32,
+    pub(crate) unused_inodes: u32,
+    pub(crate) block_bitmap_checksum: u32,
+    pub(crate) inode_bitmap_checksum: u32,
+    pub(crate) block_bitmap: u64,
+    pub(crate) inode_bitmap: u64,
+    pub(crate) inode_table: u64,
     /// How many inodes of the table have ever been used, where the descriptor says so; else all.
-    pub(super) used_inodes: u32,
+    pub(crate) used_inodes: u32,
 }
 
-/// Reads the descriptors of all groups, or of the first only. `strict`: checksums and places are checked.
-pub(super) fn read_groups<R: ReadAt>(
+/// Reads the descriptors of all groups, or of the first only. With `objections`, checksums are checked.
+pub(crate) fn read_groups<R: ReadAt>(
     source: &Source<R>,
     superblock: &Superblock,
     count: u32,
-    strict: bool,
+    mut objections: Option<&mut Objections>,
 ) -> Result<Vec<Group>, ReadError> {
     let size = superblock.descriptor_size;
     let per_block = div(superblock.block_size, size).max(1);
@@ -59,7 +70,13 @@ pub(super) fn read_groups<R: ReadAt>(
         for (raw, number) in buf.chunks_exact(index(size)).zip(next..end) {
             let at = offset.saturating_add(number.saturating_sub(next).saturating_mul(size));
             let number = u32::try_from(number).unwrap_or(u32::MAX);
-            groups.push(parse(superblock, number, raw, at, strict)?);
+            groups.push(parse(
+                superblock,
+                number,
+                raw,
+                at,
+                objections.as_deref_mut(),
+            )?);
         }
         next = end;
     }
@@ -96,7 +113,7 @@ fn parse(
     number: u32,
     raw: &[u8],
     offset: u64,
-    strict: bool,
+    mut objections: Option<&mut Objections>,
 ) -> Result<Group, ReadError> {
     let corrupt =
         |detail: String| ReadError::corrupt(Structure::GroupDescriptor(number), offset, detail);
@@ -111,13 +128,42 @@ fn parse(
     // `tune2fs -O uninit_bg` leaves the checksums to the e2fsck that it asks for.
     let pending = !superblock.checksums() && !superblock.clean && stored == 0;
     let sum = superblock.descriptor_checksum(number, raw);
-    if strict && !pending && sum.is_some_and(|sum| sum != stored) {
-        return Err(corrupt("the checksum does not match".to_owned()));
+    if let Some(objections) = objections.as_deref_mut()
+        && !pending
+        && sum.is_some_and(|sum| sum != stored)
+    {
+        objections.object(corrupt("the checksum does not match".to_owned()))?;
     }
     let wide = |high: zerocopy::little_endian::U32, low: zerocopy::little_endian::U32| {
         join32(high.get(), low.get())
     };
-    let group = Group {
+    let mut group = Group {
+        in_place: true,
+        flags: fields.bg_flags.get(),
+        free_blocks: join16(
+            fields.bg_free_blocks_count_hi.get(),
+            fields.bg_free_blocks_count_lo.get(),
+        ),
+        free_inodes: join16(
+            fields.bg_free_inodes_count_hi.get(),
+            fields.bg_free_inodes_count_lo.get(),
+        ),
+        directories: join16(
+            fields.bg_used_dirs_count_hi.get(),
+            fields.bg_used_dirs_count_lo.get(),
+        ),
+        unused_inodes: join16(
+            fields.bg_itable_unused_hi.get(),
+            fields.bg_itable_unused_lo.get(),
+        ),
+        block_bitmap_checksum: join16(
+            fields.bg_block_bitmap_csum_hi.get(),
+            fields.bg_block_bitmap_csum_lo.get(),
+        ),
+        inode_bitmap_checksum: join16(
+            fields.bg_inode_bitmap_csum_hi.get(),
+            fields.bg_inode_bitmap_csum_lo.get(),
+        ),
         block_bitmap: wide(fields.bg_block_bitmap_hi, fields.bg_block_bitmap_lo),
         inode_bitmap: wide(fields.bg_inode_bitmap_hi, fields.bg_inode_bitmap_lo),
         inode_table: wide(fields.bg_inode_table_hi, fields.bg_inode_table_lo),
@@ -146,36 +192,71 @@ fn parse(
         ("inode bitmap", group.inode_bitmap, 1),
         ("inode table", group.inode_table, table_blocks(superblock)),
     ] {
-        if start < first || start.saturating_add(len) > last {
-            return Err(corrupt(format!(
+        // Block 0 has the superblock: zeros where a descriptor should be must not pass for one.
+        if start < first.max(1) || start.saturating_add(len) > last {
+            let error = corrupt(format!(
                 "the {what} at block {start} is not in blocks {first}..{last}"
-            )));
+            ));
+            match objections.as_deref_mut() {
+                Some(objections) => objections.object(error)?,
+                None => return Err(error),
+            }
+            (group.in_place, group.used_inodes) = (false, 0);
         }
     }
     Ok(group)
 }
 
 /// Blocks of a group's inode table.
-pub(super) fn table_blocks(superblock: &Superblock) -> u64 {
+pub(crate) fn table_blocks(superblock: &Superblock) -> u64 {
     u64::from(superblock.inodes_per_group)
         .saturating_mul(superblock.inode_size)
         .div_ceil(superblock.block_size)
 }
 
+impl Superblock {
+    /// The first block of a group, and how many from it on hold the superblock, descriptors, and room for more descriptors.
+    pub(crate) fn base(&self, group: u32) -> (u64, u64) {
+        let per_block = div(self.block_size, self.descriptor_size).max(1);
+        let start = u64::from(group)
+            .saturating_mul(self.blocks_per_group)
+            .saturating_add(self.first_data_block);
+        let backup = u64::from(self.has_super(group));
+        let metagroup = div(u64::from(group), per_block);
+        let meta_bg = self.has_incompat(incompat::META_BG);
+        let len = if meta_bg && metagroup >= self.first_meta_bg {
+            let place = rem(u64::from(group), per_block);
+            let holds = place <= 1 || place.saturating_add(1) == per_block;
+            backup.saturating_add(u64::from(holds))
+        } else if backup == 1 {
+            let old_style = if meta_bg {
+                self.first_meta_bg
+            } else {
+                u64::from(self.groups).div_ceil(per_block)
+            };
+            old_style
+                .saturating_add(1)
+                .saturating_add(self.reserved_gdt_blocks)
+        } else {
+            0
+        };
+        // Of a first group that begins before the superblock, the block before it is not free either.
+        let before = group == 0 && self.block_size == 1024 && self.first_data_block == 0;
+        (start, len.saturating_add(u64::from(before)))
+    }
+}
+
 /// The blocks that belong to the filesystem itself, as sorted, disjoint ranges (Linux `ext4_setup_system_zone`).
 #[derive(Debug)]
-pub(super) struct SystemZone(Vec<(u64, u64)>);
+pub(crate) struct SystemZone(Vec<(u64, u64)>);
 
 impl SystemZone {
     /// `journal`: the journal's own blocks as (first, length).
-    pub(super) fn new(
+    pub(crate) fn new(
         superblock: &Superblock,
         groups: &[Group],
         journal: impl Iterator<Item = (u64, u64)>,
     ) -> Self {
-        let per_block = div(superblock.block_size, superblock.descriptor_size).max(1);
-        let descriptor_blocks = u64::from(superblock.groups).div_ceil(per_block);
-        let meta_bg = superblock.has_incompat(incompat::META_BG);
         // Up to the superblock nothing is a file's, whatever the first data block.
         let mut ranges: Vec<(u64, u64)> = vec![(
             0,
@@ -188,27 +269,7 @@ impl SystemZone {
             }
         };
         for (group, number) in groups.iter().zip(0_u32..) {
-            let start = u64::from(number)
-                .saturating_mul(superblock.blocks_per_group)
-                .saturating_add(superblock.first_data_block);
-            let backup = u64::from(superblock.has_super(number));
-            let metagroup = div(u64::from(number), per_block);
-            let base = if meta_bg && metagroup >= superblock.first_meta_bg {
-                let place = rem(u64::from(number), per_block);
-                let holds = place <= 1 || place.saturating_add(1) == per_block;
-                backup.saturating_add(u64::from(holds))
-            } else if backup == 1 {
-                let old_style = if meta_bg {
-                    superblock.first_meta_bg
-                } else {
-                    descriptor_blocks
-                };
-                old_style
-                    .saturating_add(1)
-                    .saturating_add(superblock.reserved_gdt_blocks)
-            } else {
-                0
-            };
+            let (start, base) = superblock.base(number);
             add(start, base);
             add(group.block_bitmap, 1);
             add(group.inode_bitmap, 1);
@@ -230,7 +291,7 @@ impl SystemZone {
     }
 
     /// Whether any of `len` blocks from `start` is the filesystem's own.
-    pub(super) fn overlaps(&self, start: u64, len: u64) -> bool {
+    pub(crate) fn overlaps(&self, start: u64, len: u64) -> bool {
         let end = start.saturating_add(len);
         let after = self.0.partition_point(|range| range.1 <= start);
         self.0.get(after).is_some_and(|range| range.0 < end)
@@ -238,6 +299,6 @@ impl SystemZone {
 }
 
 /// The byte offset of a descriptor, for messages about it.
-pub(super) fn locate(superblock: &Superblock, group: u32) -> u64 {
+pub(crate) fn locate(superblock: &Superblock, group: u32) -> u64 {
     descriptor_offset(superblock, u64::from(group))
 }

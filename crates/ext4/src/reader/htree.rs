@@ -20,11 +20,11 @@ use crate::format::hash::{HashVersion, hash};
 use crate::format::superblock::incompat;
 
 /// A node on the way down.
-struct Node {
+pub(crate) struct Node {
     bytes: Meta,
     /// Where its entries begin.
     base: usize,
-    count: usize,
+    pub(crate) count: usize,
     /// The entry taken.
     at: usize,
     /// The hashes that the node above has for this one, both ends included.
@@ -42,7 +42,7 @@ impl Node {
     }
 
     /// The hashes of what is under entry `number`, both ends included: names of one hash may lie on both sides of a border.
-    fn range(&self, number: usize) -> Range<u32> {
+    pub(crate) fn range(&self, number: usize) -> Range<u32> {
         let start = self.hash(number).max(self.range.start);
         let next = number.saturating_add(1);
         let end = if next < self.count {
@@ -53,7 +53,7 @@ impl Node {
         start..end
     }
 
-    fn block(&self, number: usize) -> u64 {
+    pub(crate) fn block(&self, number: usize) -> u64 {
         // The upper four bits are reserved (Linux `dx_get_block`).
         u64::from(le32(&self.bytes, self.entry(number).saturating_add(4)) & 0x0FFF_FFFF)
     }
@@ -83,7 +83,7 @@ fn tree_corrupt(dir: &Inode, at: u64, detail: impl Into<String>) -> ReadError {
 }
 
 impl<R: ReadAt> Filesystem<R> {
-    pub(super) fn lookup_hashed(
+    pub(crate) fn lookup_hashed(
         &self,
         dir: &Inode,
         name: &[u8],
@@ -211,7 +211,7 @@ impl<R: ReadAt> Filesystem<R> {
     }
 
     /// A block of a directory, its checksum checked, and where it lies in bytes.
-    fn dir_block(
+    pub(crate) fn dir_block(
         &self,
         dir: &Inode,
         extents: &[Extent],
@@ -235,7 +235,7 @@ impl<R: ReadAt> Filesystem<R> {
     }
 
     /// Makes a node of a block, whose hashes must ascend within the range that the node above has for it.
-    fn node(
+    pub(crate) fn node(
         &self,
         dir: &Inode,
         bytes: Meta,
@@ -298,7 +298,7 @@ impl<R: ReadAt> Filesystem<R> {
     }
 
     /// Checks the checksum of a root or node of a hash tree.
-    pub(super) fn check_dx_block(
+    pub(crate) fn check_dx_block(
         &self,
         dir: &Inode,
         block: &[u8],

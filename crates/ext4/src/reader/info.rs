@@ -66,7 +66,7 @@ pub enum Journal {
 }
 
 impl Info {
-    pub(super) fn new(superblock: &Superblock) -> Self {
+    pub(crate) fn new(superblock: &Superblock) -> Self {
         Self {
             uuid: superblock.uuid,
             label: superblock.label.clone(),

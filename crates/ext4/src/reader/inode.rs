@@ -45,15 +45,15 @@ pub struct Inode {
     pub generation: u32,
     /// `i_flags`, see [`crate::format::inode::flags`].
     pub flags: u32,
-    pub(super) block: [u8; I_BLOCK_SIZE],
+    pub(crate) block: [u8; I_BLOCK_SIZE],
     /// Block of extended attributes; 0: none.
-    pub(super) xattr_block: u64,
+    pub(crate) xattr_block: u64,
     /// In-inode extended attributes, the magic number not included; `None` if there are none.
-    pub(super) body: Option<Box<[u8]>>,
+    pub(crate) body: Option<Box<[u8]>>,
     /// Where the inode lies, in bytes.
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
     /// Where `body` lies, in bytes.
-    pub(super) body_offset: u64,
+    pub(crate) body_offset: u64,
 }
 
 impl Inode {
@@ -82,11 +82,11 @@ impl Inode {
         self.has(flags::ENCRYPT)
     }
 
-    pub(super) fn has(&self, flag: u32) -> bool {
+    pub(crate) fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
     }
 
-    pub(super) fn corrupt(&self, detail: impl Into<String>) -> ReadError {
+    pub(crate) fn corrupt(&self, detail: impl Into<String>) -> ReadError {
         ReadError::corrupt(Structure::Inode(self.number), self.offset, detail)
     }
 }
@@ -104,20 +104,20 @@ impl<R: ReadAt> Filesystem<R> {
     }
 
     /// As [`Filesystem::inode`]; `None` if it has no links.
-    pub(super) fn inode_in_use(&self, number: InodeNumber) -> Result<Option<Inode>, ReadError> {
+    pub(crate) fn inode_in_use(&self, number: InodeNumber) -> Result<Option<Inode>, ReadError> {
         if let Some(raw) = self.changed.inode(number) {
             let (offset, _) = self.inode_place(number)?;
-            return self.parse_inode(number, offset, raw, false);
+            return self.parse_inode(number, offset, raw, false, false);
         }
         let offset = self.inode_offset(number)?;
         let raw = self
             .source
             .meta("read an inode", offset, self.superblock.inode_size)?;
-        self.parse_inode(number, offset, &raw, self.superblock.checksums())
+        self.parse_inode(number, offset, &raw, self.superblock.checksums(), false)
     }
 
     /// An inode's bytes on the disk; `None` where the group says that it was never used.
-    pub(super) fn raw_inode(&self, number: InodeNumber) -> Result<Option<Vec<u8>>, ReadError> {
+    pub(crate) fn raw_inode(&self, number: InodeNumber) -> Result<Option<Vec<u8>>, ReadError> {
         let (offset, used) = self.inode_place(number)?;
         if !used {
             return Ok(None);
@@ -128,7 +128,7 @@ impl<R: ReadAt> Filesystem<R> {
     }
 
     /// Where an inode that may be in use lies, in bytes.
-    fn inode_offset(&self, number: InodeNumber) -> Result<u64, ReadError> {
+    pub(crate) fn inode_offset(&self, number: InodeNumber) -> Result<u64, ReadError> {
         match self.inode_place(number)? {
             (offset, true) => Ok(offset),
             _ => {
@@ -163,6 +163,13 @@ impl<R: ReadAt> Filesystem<R> {
                 format!("there is no group {group_number}"),
             ));
         };
+        if !group.in_place {
+            return Err(ReadError::corrupt(
+                Structure::Inode(number),
+                0,
+                format!("group {group_number} has no inode table"),
+            ));
+        }
         let offset = group
             .inode_table
             .saturating_mul(sb.block_size)
@@ -170,13 +177,14 @@ impl<R: ReadAt> Filesystem<R> {
         Ok((offset, place < u64::from(group.used_inodes)))
     }
 
-    /// Checks an inode, its checksum too if it has one; `None` if it has no links.
-    fn parse_inode(
+    /// Checks an inode, its checksum too if it has one; `None` if it has no links, unless such (orphans) are wanted too.
+    pub(crate) fn parse_inode(
         &self,
         number: InodeNumber,
         offset: u64,
         raw: &[u8],
         has_checksum: bool,
+        unlinked: bool,
     ) -> Result<Option<Inode>, ReadError> {
         let sb = &self.superblock;
         let corrupt = |detail: String| ReadError::corrupt(Structure::Inode(number), offset, detail);
@@ -214,7 +222,7 @@ impl<R: ReadAt> Filesystem<R> {
                 return Err(corrupt("the checksum does not match".to_owned()));
             }
         }
-        if links == 0 {
+        if links == 0 && !unlinked {
             return Ok(None);
         }
         let Some(file_type) = FileType::from_mode(mode) else {
@@ -302,7 +310,7 @@ impl<R: ReadAt> Filesystem<R> {
 
     /// The data inside an inode that has [`flags::INLINE_DATA`]: first what lies in place of the block map, then what is
     /// kept as the attribute `system.data`.
-    pub(super) fn inline_data<'i>(
+    pub(crate) fn inline_data<'i>(
         &self,
         inode: &'i Inode,
     ) -> Result<(&'i [u8], &'i [u8]), ReadError> {

@@ -80,7 +80,7 @@ struct Contents {
 
 impl<R: ReadAt> Filesystem<R> {
     /// Lays the journal over the disk if it has something to replay.
-    pub(super) fn replay_journal(&mut self) -> Result<Journal, ReadError> {
+    pub(crate) fn replay_journal(&mut self) -> Result<Journal, ReadError> {
         let sb = &self.superblock;
         let recover = sb.has_incompat(incompat::RECOVER);
         if !sb.has_compat(compat::HAS_JOURNAL) {
@@ -105,7 +105,7 @@ impl<R: ReadAt> Filesystem<R> {
         if groups > sb.groups {
             return Err(corrupt(0, format!("it is said to be inode {number}")));
         }
-        self.groups = group::read_groups(&self.source, sb, groups, false)?;
+        self.groups = group::read_groups(&self.source, sb, groups, None)?;
         for group in &mut self.groups {
             group.used_inodes = sb.inodes_per_group;
         }
@@ -113,7 +113,7 @@ impl<R: ReadAt> Filesystem<R> {
         if inode.file_type != crate::FileType::Regular {
             return Err(inode.corrupt("the journal is not a regular file"));
         }
-        let map = self.extents_until(&inode, u64::MAX, Owner::Journal)?;
+        let map = self.extents_until(&inode, u64::MAX, Owner::Own)?;
         self.journal = map.iter().map(|e| (e.physical, e.len)).collect();
         let Some((raw, at)) = self.log_superblock(&map)? else {
             return Err(corrupt(inode.offset, "it has no blocks"));

@@ -28,7 +28,7 @@ pub struct Extent {
 }
 
 impl Extent {
-    pub(super) fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.logical.saturating_add(self.len)
     }
 }
@@ -38,15 +38,16 @@ const DIRECT: u64 = 12;
 
 /// Whose blocks are being mapped, which decides what they may be.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Owner {
+pub(crate) enum Owner {
     File,
-    /// The journal may (and must) lie in blocks that no file may own; it is mapped before those are known.
-    Journal,
+    /// The journal may (and must) lie in blocks that no file may own; it is mapped before those are known. So may the
+    /// reserved inodes of growing and of bad blocks.
+    Own,
 }
 
 impl<R: ReadAt> Filesystem<R> {
     /// The blocks of a file's first `limit` blocks, in order; runs that lie side by side are joined.
-    pub(super) fn extents_until(
+    pub(crate) fn extents_until(
         &self,
         inode: &Inode,
         limit: u64,
@@ -55,26 +56,33 @@ impl<R: ReadAt> Filesystem<R> {
         if inode.has(flags::INLINE_DATA) {
             return Ok(Vec::new());
         }
-        let mut builder = Builder {
-            fs: self,
-            inode,
-            owner,
-            extents: Vec::new(),
-            nodes: Vec::new(),
-            mapped: 0,
-            limit,
-        };
+        let mut builder = Builder::new(self, inode, owner);
+        builder.limit = limit;
         if let Some(map) = self.changed.map(inode.number) {
             for extent in map.range(..limit).map(|(_, extent)| *extent) {
                 builder.push(extent, inode.offset)?;
             }
-        } else if inode.has(flags::EXTENTS) {
-            builder.extent_root()?;
         } else {
-            builder.block_map()?;
+            builder.build()?;
         }
+        Ok(builder.finish()?.extents)
+    }
+
+    /// All that a file's map on the disk holds, past the file's end too.
+    pub(crate) fn mapping(&self, inode: &Inode, owner: Owner) -> Result<Mapping, ReadError> {
+        let mut builder = Builder::new(self, inode, owner);
+        builder.past_end = true;
+        builder.build()?;
         builder.finish()
     }
+}
+
+/// A file's blocks.
+#[derive(Debug, Default)]
+pub(crate) struct Mapping {
+    pub(crate) extents: Vec<Extent>,
+    /// Blocks of the map itself.
+    pub(crate) nodes: Vec<u64>,
 }
 
 struct Builder<'a, R> {
@@ -88,9 +96,32 @@ struct Builder<'a, R> {
     mapped: u64,
     /// Blocks from here on are of no interest.
     limit: u64,
+    /// Whether what a block map has past the file's end counts.
+    past_end: bool,
 }
 
-impl<R: ReadAt> Builder<'_, R> {
+impl<'a, R: ReadAt> Builder<'a, R> {
+    fn new(fs: &'a Filesystem<R>, inode: &'a Inode, owner: Owner) -> Self {
+        Self {
+            fs,
+            inode,
+            owner,
+            extents: Vec::new(),
+            nodes: Vec::new(),
+            mapped: 0,
+            limit: u64::MAX,
+            past_end: false,
+        }
+    }
+
+    fn build(&mut self) -> Result<(), ReadError> {
+        if self.inode.has(flags::EXTENTS) {
+            self.extent_root()
+        } else {
+            self.block_map()
+        }
+    }
+
     fn structure(&self) -> Structure {
         if self.inode.has(flags::EXTENTS) {
             Structure::ExtentTree(self.inode.number)
@@ -156,7 +187,7 @@ impl<R: ReadAt> Builder<'_, R> {
     }
 
     /// No block may be used twice by one file, be it for data or for the map itself.
-    fn finish(self) -> Result<Vec<Extent>, ReadError> {
+    fn finish(self) -> Result<Mapping, ReadError> {
         let single = self.extents.len() <= 1 && self.nodes.is_empty();
         if !single && !self.fs.superblock.shares_blocks() {
             let mut places: Vec<(u64, u64)> = self
@@ -174,7 +205,10 @@ impl<R: ReadAt> Builder<'_, R> {
                 return Err(self.corrupt(self.inode.offset, format!("block {block} is used twice")));
             }
         }
-        Ok(self.extents)
+        Ok(Mapping {
+            extents: self.extents,
+            nodes: self.nodes,
+        })
     }
 
     fn extent_root(&mut self) -> Result<(), ReadError> {
@@ -335,11 +369,12 @@ impl<R: ReadAt> Builder<'_, R> {
         let size = self.fs.superblock.block_size;
         let per_block = size >> 2;
         // Blocks past the end are not read; a block map can't reach over 2³² blocks.
-        let blocks = inode
-            .size
-            .div_ceil(size)
-            .min(u64::from(u32::MAX))
-            .min(self.limit);
+        let end = if self.past_end {
+            u64::MAX
+        } else {
+            inode.size.div_ceil(size)
+        };
+        let blocks = end.min(u64::from(u32::MAX)).min(self.limit);
         let at = inode.offset.saturating_add(0x28);
         let mut seen = HashSet::new();
         for (number, place) in (0..DIRECT).zip((0..).step_by(4)) {
@@ -423,12 +458,12 @@ impl<R: ReadAt> Builder<'_, R> {
 /// Where the content of one file lies; made once, then read from any number of threads.
 #[derive(Debug, Clone)]
 pub struct FileMap {
-    pub(super) size: u64,
-    pub(super) content: Content,
+    pub(crate) size: u64,
+    pub(crate) content: Content,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Content {
+pub(crate) enum Content {
     Inline(Vec<u8>),
     Extents(Vec<Extent>),
 }
@@ -468,7 +503,7 @@ impl<R: ReadAt> Filesystem<R> {
     }
 
     /// Maps the first `limit` blocks of whatever has blocks.
-    pub(super) fn map_blocks(&self, inode: &Inode, limit: u64) -> Result<FileMap, ReadError> {
+    pub(crate) fn map_blocks(&self, inode: &Inode, limit: u64) -> Result<FileMap, ReadError> {
         Ok(FileMap {
             size: inode.size,
             content: Content::Extents(self.extents_until(inode, limit, Owner::File)?),

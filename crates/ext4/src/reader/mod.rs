@@ -52,8 +52,8 @@ mod info;
 mod inode;
 mod journal;
 mod map;
-mod num;
-mod source;
+pub(crate) mod num;
+pub(crate) mod source;
 mod superblock;
 mod walk;
 mod xattr;
@@ -71,19 +71,31 @@ pub use inode::Inode;
 pub use map::{Extent, FileMap};
 pub use walk::{Census, Walk, Walked};
 
+/// What the verifier builds from too.
+pub(crate) mod internal {
+    pub(crate) use super::dir::{Dots, RawEntry};
+    pub(crate) use super::error::Objections;
+    pub(crate) use super::group::{Group, locate, table_blocks};
+    pub(crate) use super::map::{Mapping, Owner};
+    pub(crate) use super::num;
+    pub(crate) use super::superblock::Superblock;
+    pub(crate) use super::xattr::{Entry, Value, entries, signed_entry_hash};
+}
+
 use crate::InodeNumber;
 use crate::format::Checksum;
+use error::Objections;
 use group::{Group, SystemZone};
 use source::{Meta, Source};
 use superblock::Superblock;
 
 /// An ext2, ext3 or ext4 filesystem, open for reading. See the [module's page](self).
 pub struct Filesystem<R> {
-    source: Source<R>,
-    superblock: Superblock,
-    groups: Vec<Group>,
+    pub(crate) source: Source<R>,
+    pub(crate) superblock: Superblock,
+    pub(crate) groups: Vec<Group>,
     /// Blocks of the journal, as (first, length).
-    journal: Vec<(u64, u64)>,
+    pub(crate) journal: Vec<(u64, u64)>,
     system_zone: OnceLock<SystemZone>,
     /// What the journal holds to be replayed on top of its blocks, and then what came of it.
     fast_commits: Vec<fast_commit::Record>,
@@ -100,8 +112,13 @@ impl<R: ReadAt> Filesystem<R> {
     /// *corrupt* (also if there is no ext filesystem, or the disk is too short for it), *unsupported* (naming the feature; among
     /// them a journal on another device that would have to be replayed), and what the disk says.
     pub fn open(disk: R) -> Result<Self, ReadError> {
+        Self::open_with(disk, &mut Objections::fatal())
+    }
+
+    /// As [`Filesystem::open`], with what is corrupt but leaves something to look at handed to `objections`.
+    pub(crate) fn open_with(disk: R, objections: &mut Objections) -> Result<Self, ReadError> {
         let mut source = Source::new(disk)?;
-        let superblock = Superblock::read(&source)?;
+        let superblock = Superblock::read(&source, objections)?;
         source.configure(superblock.block_size);
         let mut fs = Self {
             source,
@@ -113,10 +130,13 @@ impl<R: ReadAt> Filesystem<R> {
             fast_commits: Vec::new(),
             changed: fast_commit::Changed::default(),
         };
-        fs.info.journal = fs.replay_journal()?;
+        match fs.replay_journal() {
+            Ok(journal) => fs.info.journal = journal,
+            Err(error) => objections.object(error)?,
+        }
         if matches!(fs.info.journal, Journal::Replayed { .. }) {
             // The replayed blocks may hold a newer superblock.
-            let superblock = Superblock::read(&fs.source)?;
+            let superblock = Superblock::read(&fs.source, objections)?;
             if superblock.block_size != fs.superblock.block_size {
                 return Err(ReadError::corrupt(
                     Structure::Journal,
@@ -130,9 +150,12 @@ impl<R: ReadAt> Filesystem<R> {
             fs.superblock = superblock;
         }
         let groups = fs.superblock.groups;
-        fs.groups = group::read_groups(&fs.source, &fs.superblock, groups, true)?;
+        fs.groups = group::read_groups(&fs.source, &fs.superblock, groups, Some(objections))?;
         let records = std::mem::take(&mut fs.fast_commits);
-        fs.replay_fast_commits(&records)?;
+        // They change files, not blocks: what can be verified is what the last whole transaction left.
+        if objections.are_fatal() {
+            fs.replay_fast_commits(&records)?;
+        }
         Ok(fs)
     }
 
@@ -208,18 +231,18 @@ impl<R: ReadAt> Filesystem<R> {
     }
 
     /// A block of metadata. The number has been checked to be inside the filesystem.
-    fn block(&self, operation: &'static str, number: u64) -> Result<Meta, ReadError> {
+    pub(crate) fn block(&self, operation: &'static str, number: u64) -> Result<Meta, ReadError> {
         let size = self.superblock.block_size;
         self.source
             .meta(operation, number.saturating_mul(size), size)
     }
 
     /// The start of all checksums of what belongs to an inode.
-    fn inode_seed(&self, inode: &Inode) -> Checksum {
+    pub(crate) fn inode_seed(&self, inode: &Inode) -> Checksum {
         self.superblock.seed.inode(inode.number.0, inode.generation)
     }
 
-    fn system_zone(&self) -> &SystemZone {
+    pub(crate) fn system_zone(&self) -> &SystemZone {
         self.system_zone.get_or_init(|| {
             SystemZone::new(&self.superblock, &self.groups, self.journal.iter().copied())
         })

@@ -17,18 +17,18 @@ const SLOTS: usize = 256;
 
 /// Where the journal keeps the newest version of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct LogBlock {
+pub(crate) struct LogBlock {
     /// Byte offset of the copy on the disk.
-    pub(super) offset: u64,
+    pub(crate) offset: u64,
     /// Whether the copy's first four bytes stand for the journal's magic number.
-    pub(super) escaped: bool,
+    pub(crate) escaped: bool,
 }
 
 /// A piece kept, and its number.
 type Slot = Option<(u64, Arc<[u8]>)>;
 
 /// A disk, with blocks of the journal laid over it.
-pub(super) struct Source<R> {
+pub(crate) struct Source<R> {
     disk: R,
     size: u64,
     block_size: u64,
@@ -39,7 +39,7 @@ pub(super) struct Source<R> {
 
 /// Some bytes of a cached piece.
 #[derive(Debug, Clone)]
-pub(super) struct Meta {
+pub(crate) struct Meta {
     piece: Arc<[u8]>,
     range: Range<usize>,
 }
@@ -53,7 +53,7 @@ impl std::ops::Deref for Meta {
 }
 
 impl<R: ReadAt> Source<R> {
-    pub(super) fn new(disk: R) -> Result<Self, ReadError> {
+    pub(crate) fn new(disk: R) -> Result<Self, ReadError> {
         let size = disk.size().map_err(|source| ReadError::Io {
             operation: "ask the disk's size",
             offset: 0,
@@ -70,29 +70,29 @@ impl<R: ReadAt> Source<R> {
     }
 
     /// Sets the block size in bytes, a power of two.
-    pub(super) fn configure(&mut self, block_size: u64) {
+    pub(crate) fn configure(&mut self, block_size: u64) {
         self.block_size = block_size.max(1);
         self.piece = PIECE.max(block_size);
         self.cache = Mutex::new(Vec::new());
     }
 
     /// Lays replayed blocks over the disk.
-    pub(super) fn overlay(&mut self, blocks: BTreeMap<u64, LogBlock>) {
+    pub(crate) fn overlay(&mut self, blocks: BTreeMap<u64, LogBlock>) {
         self.overlay = blocks;
         self.cache = Mutex::new(Vec::new());
     }
 
     /// The disk's size in bytes.
-    pub(super) fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
-    pub(super) fn disk(&self) -> &R {
+    pub(crate) fn disk(&self) -> &R {
         &self.disk
     }
 
     /// Fills `buf` from `offset` of the image.
-    pub(super) fn read(
+    pub(crate) fn read(
         &self,
         operation: &'static str,
         offset: u64,
@@ -144,7 +144,7 @@ impl<R: ReadAt> Source<R> {
     }
 
     /// `len` bytes of metadata at `offset`, through the cache. They must not cross a block's end; `len` ≤ the block size.
-    pub(super) fn meta(
+    pub(crate) fn meta(
         &self,
         operation: &'static str,
         offset: u64,

@@ -3,7 +3,7 @@
 use lcow_blockio::ReadAt;
 use zerocopy::FromBytes;
 
-use super::error::{ReadError, ReadErrorKind, Structure};
+use super::error::{Objections, ReadError, ReadErrorKind, Structure};
 use super::num::{div, join32, len64};
 use super::source::Source;
 use crate::format::superblock::{
@@ -27,58 +27,55 @@ const KNOWN: u32 = incompat::FILETYPE
     | incompat::ENCRYPT
     | incompat::CASEFOLD;
 
-/// `s_feature_ro_compat`: files may share blocks (Android's deduplicated images; the kernel does not know it and mounts read-only).
-const SHARED_BLOCKS: u32 = 0x4000;
-
 /// `s_creator_os`.
 const OS_HURD: u32 = 1;
 
 /// What the superblock says, checked.
 #[derive(Debug, Clone)]
-pub(super) struct Superblock {
-    pub(super) compat: u32,
-    pub(super) incompat: u32,
-    pub(super) ro_compat: u32,
-    pub(super) features: Vec<String>,
+pub(crate) struct Superblock {
+    pub(crate) compat: u32,
+    pub(crate) incompat: u32,
+    pub(crate) ro_compat: u32,
+    pub(crate) features: Vec<String>,
     /// Bytes; a power of two, 1 KiB to 64 KiB.
-    pub(super) block_size: u64,
+    pub(crate) block_size: u64,
     /// Bytes; a multiple of the block size, equal to it without `bigalloc`.
-    pub(super) cluster_size: u64,
+    pub(crate) cluster_size: u64,
     /// Number of blocks, the ones before `first_data_block` included.
-    pub(super) blocks: u64,
-    /// In blocks (`bigalloc` counts clusters on disk).
-    pub(super) free_blocks: u64,
-    pub(super) first_data_block: u64,
-    pub(super) blocks_per_group: u64,
-    pub(super) inodes_per_group: u32,
-    pub(super) inodes: u32,
-    pub(super) free_inodes: u32,
+    pub(crate) blocks: u64,
+    /// In blocks, also under `bigalloc` (kernel: `ext4_statfs`).
+    pub(crate) free_blocks: u64,
+    pub(crate) first_data_block: u64,
+    pub(crate) blocks_per_group: u64,
+    pub(crate) inodes_per_group: u32,
+    pub(crate) inodes: u32,
+    pub(crate) free_inodes: u32,
     /// The first inode that is not reserved.
-    pub(super) first_inode: u32,
+    pub(crate) first_inode: u32,
     /// Bytes; a power of two, 128 to the block size.
-    pub(super) inode_size: u64,
-    pub(super) groups: u32,
+    pub(crate) inode_size: u64,
+    pub(crate) groups: u32,
     /// Bytes of a group descriptor.
-    pub(super) descriptor_size: u64,
-    pub(super) first_meta_bg: u64,
+    pub(crate) descriptor_size: u64,
+    pub(crate) first_meta_bg: u64,
     /// Groups that hold copies of the superblock, with `sparse_super2`.
     backup_groups: [u32; 2],
-    pub(super) reserved_gdt_blocks: u64,
-    pub(super) uuid: [u8; 16],
-    pub(super) label: Vec<u8>,
-    pub(super) last_mounted: Vec<u8>,
-    pub(super) hash_seed: [u8; 16],
-    pub(super) hash_unsigned: bool,
+    pub(crate) reserved_gdt_blocks: u64,
+    pub(crate) uuid: [u8; 16],
+    pub(crate) label: Vec<u8>,
+    pub(crate) last_mounted: Vec<u8>,
+    pub(crate) hash_seed: [u8; 16],
+    pub(crate) hash_unsigned: bool,
     /// Made by the Hurd, whose inodes have something else where others have the upper bits of the attributes' block.
-    pub(super) hurd: bool,
+    pub(crate) hurd: bool,
     /// 0: the journal, if any, is on another device.
-    pub(super) journal_inode: u32,
+    pub(crate) journal_inode: u32,
     /// Inodes that have no name though they may not be reserved: journal, quotas, orphan file.
-    pub(super) hidden_inodes: [u32; 5],
+    pub(crate) hidden_inodes: [u32; 5],
     /// The start of every checksum under `metadata_csum`.
-    pub(super) seed: Checksum,
+    pub(crate) seed: Checksum,
     /// Whether the filesystem was unmounted cleanly, or never mounted.
-    pub(super) clean: bool,
+    pub(crate) clean: bool,
 }
 
 fn corrupt(field: u64, detail: impl Into<String>) -> ReadError {
@@ -111,7 +108,10 @@ macro_rules! field {
 impl Superblock {
     /// Reads the superblock. Where its fields make no sense (short of a checksum that says so), the copy in the second group
     /// stands in for it, as for e2fsck. Such copies know nothing of an unclean journal: that is looked up in the journal.
-    pub(super) fn read<R: ReadAt>(source: &Source<R>) -> Result<Self, ReadError> {
+    pub(crate) fn read<R: ReadAt>(
+        source: &Source<R>,
+        objections: &mut Objections,
+    ) -> Result<Self, ReadError> {
         let raw = read_raw(source, SUPERBLOCK_OFFSET)?;
         let error = match Self::parse(&raw, source.size()) {
             Err(error) if error.kind() == ReadErrorKind::Corrupt => error,
@@ -135,13 +135,16 @@ impl Superblock {
         let same = Raw::ref_from_bytes(&raw)
             .is_ok_and(|copy| copy.s_uuid == primary.s_uuid && copy.s_block_group_nr.get() == 1);
         match Self::parse(&raw, source.size()) {
-            Ok(copy) if same && copy.block_size == block_size => Ok(copy),
+            Ok(copy) if same && copy.block_size == block_size => {
+                objections.note(error);
+                Ok(copy)
+            }
             _ => Err(error),
         }
     }
 
     /// Checks a superblock. `disk_size` is in bytes. The rules are those of Linux `ext4_fill_super`.
-    pub(super) fn parse(bytes: &[u8; SUPERBLOCK_SIZE], disk_size: u64) -> Result<Self, ReadError> {
+    pub(crate) fn parse(bytes: &[u8; SUPERBLOCK_SIZE], disk_size: u64) -> Result<Self, ReadError> {
         let raw =
             Raw::ref_from_bytes(bytes).map_err(|_| corrupt(0, "the superblock is not whole"))?;
         if raw.s_magic.get() != MAGIC {
@@ -280,7 +283,7 @@ impl Superblock {
             block_size,
             cluster_size,
             blocks,
-            free_blocks: free.saturating_mul(ratio),
+            free_blocks: free,
             first_data_block,
             blocks_per_group,
             inodes_per_group,
@@ -313,35 +316,35 @@ impl Superblock {
         })
     }
 
-    pub(super) fn has_compat(&self, bit: u32) -> bool {
+    pub(crate) fn has_compat(&self, bit: u32) -> bool {
         self.compat & bit != 0
     }
 
-    pub(super) fn has_incompat(&self, bit: u32) -> bool {
+    pub(crate) fn has_incompat(&self, bit: u32) -> bool {
         self.incompat & bit != 0
     }
 
-    pub(super) fn has_ro_compat(&self, bit: u32) -> bool {
+    pub(crate) fn has_ro_compat(&self, bit: u32) -> bool {
         self.ro_compat & bit != 0
     }
 
     /// Whether metadata carries CRC-32C checksums.
-    pub(super) fn checksums(&self) -> bool {
+    pub(crate) fn checksums(&self) -> bool {
         self.has_ro_compat(ro_compat::METADATA_CSUM)
     }
 
     /// Whether two places in files may hold the same block.
-    pub(super) fn shares_blocks(&self) -> bool {
-        self.has_ro_compat(SHARED_BLOCKS)
+    pub(crate) fn shares_blocks(&self) -> bool {
+        self.has_ro_compat(ro_compat::SHARED_BLOCKS)
     }
 
     /// Whether group descriptors have flags and checksums.
-    pub(super) fn checked_descriptors(&self) -> bool {
+    pub(crate) fn checked_descriptors(&self) -> bool {
         self.checksums() || self.has_ro_compat(ro_compat::GDT_CSUM)
     }
 
     /// The checksum that the descriptor of `group` should have; `None`: this filesystem has none.
-    pub(super) fn descriptor_checksum(&self, group: u32, raw: &[u8]) -> Option<u16> {
+    pub(crate) fn descriptor_checksum(&self, group: u32, raw: &[u8]) -> Option<u16> {
         if self.checksums() {
             Some(GroupDescriptor::checksum_crc32c(self.seed, group, raw))
         } else if self.has_ro_compat(ro_compat::GDT_CSUM) {
@@ -352,7 +355,7 @@ impl Superblock {
     }
 
     /// Whether `group` begins with a copy of the superblock (Linux `ext4_bg_has_super`).
-    pub(super) fn has_super(&self, group: u32) -> bool {
+    pub(crate) fn has_super(&self, group: u32) -> bool {
         if group == 0 {
             return true;
         }

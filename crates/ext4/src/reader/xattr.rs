@@ -5,12 +5,14 @@ use zerocopy::FromBytes;
 
 use super::error::{ReadError, Structure};
 use super::num::{index, le32, len64, slice};
+use super::source::Meta;
 use super::{Filesystem, Inode};
 use crate::format::inode::flags;
 use crate::format::superblock::incompat;
 use crate::format::xattr::{
     BLOCK_HEADER_SIZE, ENTRY_SIZE, INDEX_ACL_ACCESS, INDEX_ACL_DEFAULT, INDEX_SYSTEM, MAGIC,
-    VALUE_MAX, XattrBlockHeader, XattrEntry, entry_hash_of_inode, entry_size, join_name,
+    VALUE_MAX, XattrBlockHeader, XattrEntry, entry_hash, entry_hash_of_inode, entry_size,
+    join_name,
 };
 use crate::format::{acl, inode as raw_inode};
 use crate::{FileType, InodeNumber, Xattr};
@@ -19,20 +21,20 @@ use crate::{FileType, InodeNumber, Xattr};
 const INLINE_NAME: &[u8] = b"data";
 
 /// An attribute as it is stored.
-struct Entry<'a> {
-    index: u8,
-    name: &'a [u8],
-    hash: u32,
-    value: Value<'a>,
+pub(crate) struct Entry<'a> {
+    pub(crate) index: u8,
+    pub(crate) name: &'a [u8],
+    pub(crate) hash: u32,
+    pub(crate) value: Value<'a>,
 }
 
-enum Value<'a> {
+pub(crate) enum Value<'a> {
     Here(&'a [u8]),
     Inode { number: InodeNumber, size: usize },
 }
 
 /// Goes through the entries from `first` on; value offsets count from the start of `area`. `at` is where `area` lies, in bytes.
-fn entries<'a>(
+pub(crate) fn entries<'a>(
     inode: &Inode,
     area: &'a [u8],
     first: usize,
@@ -48,6 +50,7 @@ fn entries<'a>(
     let mut found = Vec::new();
     // Ends of names and starts of values must not cross: the end of the names is known only after the last.
     let mut lowest_value = area.len();
+    let mut values: Vec<(usize, usize)> = Vec::new();
     let mut place = first;
     loop {
         let Some(rest) = slice(area, place, 4) else {
@@ -75,6 +78,7 @@ fn entries<'a>(
                     return Err(corrupt(place, "a value leaves the area"));
                 };
                 lowest_value = lowest_value.min(start);
+                values.push((start, size));
                 Value::Here(value)
             }
             number => Value::Inode {
@@ -93,11 +97,16 @@ fn entries<'a>(
     if lowest_value < place.saturating_add(4) {
         return Err(corrupt(place, "a value lies among the names"));
     }
+    values.sort_unstable();
+    let mut pairs = values.iter().zip(values.iter().skip(1));
+    if pairs.any(|((start, len), (next, _))| start.saturating_add(*len) > *next) {
+        return Err(corrupt(first, "values lie over one another"));
+    }
     Ok(found)
 }
 
 /// The rest of an inode's inline data, in the inode's attribute area `body`.
-pub(super) fn find_inline<'a>(
+pub(crate) fn find_inline<'a>(
     inode: &Inode,
     body: &'a [u8],
 ) -> Result<Option<&'a [u8]>, ReadError> {
@@ -134,7 +143,8 @@ impl<R: ReadAt> Filesystem<R> {
         Ok(list)
     }
 
-    fn take_block(&self, inode: &Inode, list: &mut Vec<Xattr>) -> Result<(), ReadError> {
+    /// The block of an inode's attributes and where it lies, its header and checksum checked.
+    pub(crate) fn attribute_block(&self, inode: &Inode) -> Result<(Meta, u64), ReadError> {
         let number = inode.xattr_block;
         let sb = &self.superblock;
         if number >= sb.blocks
@@ -166,6 +176,11 @@ impl<R: ReadAt> Filesystem<R> {
                 return Err(corrupt("the checksum does not match"));
             }
         }
+        Ok((block, at))
+    }
+
+    fn take_block(&self, inode: &Inode, list: &mut Vec<Xattr>) -> Result<(), ReadError> {
+        let (block, at) = self.attribute_block(inode)?;
         for entry in entries(inode, &block, BLOCK_HEADER_SIZE, at)? {
             self.take(inode, &entry, at, list)?;
         }
@@ -205,7 +220,7 @@ impl<R: ReadAt> Filesystem<R> {
     }
 
     /// A value that is the content of an inode of its own (`ea_inode`).
-    fn value_inode(
+    pub(crate) fn value_inode(
         &self,
         inode: &Inode,
         entry: &Entry<'_>,
@@ -263,4 +278,13 @@ fn signed_name_hash(name: &[u8]) -> u32 {
     name.iter().fold(0_u32, |hash, byte| {
         hash.rotate_left(5) ^ i32::from(byte.cast_signed()).cast_unsigned()
     })
+}
+
+/// [`entry_hash`](crate::format::xattr::entry_hash) as those kernels computed it.
+pub(crate) fn signed_entry_hash(name: &[u8], value: &[u8]) -> u32 {
+    // The name's part is turned and mixed into once for each word of the value: what differs in it stays apart.
+    let words = u32::try_from(value.len().div_ceil(4)).unwrap_or(0);
+    let (signed, unsigned) = (signed_name_hash(name), entry_hash(name, &[]));
+    let turned = (signed ^ unsigned).rotate_left(words.wrapping_mul(16) & 31);
+    entry_hash(name, value) ^ turned
 }

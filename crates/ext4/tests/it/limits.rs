@@ -148,7 +148,7 @@ fn the_largest_maximum_works() {
     let mut w = Writer::new(image.disk(), &options).unwrap();
     file(&mut w, ROOT, "f", &noise(100_000, 1));
     w.finish(&IDENTITY).unwrap();
-    lcow_testkit::e2fsck(image.path());
+    crate::support::clean(image.path());
     assert!(image.allocated() < 1 << 20);
 }
 
@@ -257,7 +257,7 @@ fn deleted_data_leaves_holes() {
     let image = crate::support::Image::new();
     let bytes = disk.into_bytes();
     std::fs::write(image.path(), &bytes).unwrap();
-    lcow_testkit::e2fsck(image.path());
+    crate::support::clean(image.path());
     let left = bytes.windows(8).filter(|w| *w == b"ssssssss").count();
     assert_eq!(left, 10_000 - 7);
 }

@@ -231,7 +231,7 @@ fn run(calls: &[Call]) {
         assert!(read[..n] == *content, "read back {inode}");
     }
     w.finish(&IDENTITY).unwrap();
-    lcow_testkit::e2fsck(image.path());
+    crate::support::clean(image.path());
     check(&image, &model);
 }
 

@@ -58,14 +58,27 @@ impl Image {
     }
 }
 
-/// Writes an image and has e2fsck look at it.
+/// Writes an image and has e2fsck and the verifier look at it.
 pub(crate) fn image(fill: impl FnOnce(&mut Writer<FileDisk>)) -> (Image, Summary) {
     let image = Image::new();
     let mut writer = Writer::new(image.disk(), &WriterOptions::default()).unwrap();
     fill(&mut writer);
     let summary = writer.finish(&IDENTITY).unwrap();
-    lcow_testkit::e2fsck(image.path());
+    clean(image.path());
     (image, summary)
+}
+
+/// Neither e2fsck nor the verifier has anything to say about an image.
+pub(crate) fn clean(image: &Path) {
+    lcow_testkit::e2fsck(image);
+    verified(image);
+}
+
+/// The verifier has nothing to say about an image.
+pub(crate) fn verified(image: &Path) {
+    let disk = FileDisk::open(image).unwrap();
+    let report = lcow_ext4::check::check(disk, &lcow_ext4::check::CheckOptions::default()).unwrap();
+    assert!(report.is_clean() && report.complete, "{report:?}");
 }
 
 pub(crate) fn meta(permissions: u16) -> Metadata {

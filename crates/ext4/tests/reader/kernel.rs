@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 
 use lcow_blockio::FileDisk;
+use lcow_ext4::check::{CheckOptions, check};
 use lcow_ext4::reader::Filesystem;
 use lcow_testkit::{LoopMount, differences, is_root, kernel_tree, run, skip};
 use rustix::fs::{FallocateFlags, FileType, Mode, Timespec, Timestamps, XattrFlags};
@@ -305,6 +306,13 @@ fn compare(image: &Path, name: &str) -> Vec<String> {
         .collect()
 }
 
+/// What the verifier finds.
+pub(crate) fn findings(image: &Path, name: &str) -> Vec<String> {
+    let report = check(FileDisk::open(image).unwrap(), &CheckOptions::default()).unwrap();
+    let found = report.findings.iter();
+    found.map(|finding| format!("{name}: {finding}")).collect()
+}
+
 #[test]
 fn what_the_kernel_wrote_reads_as_the_kernel_reads_it() {
     if !is_root() {
@@ -318,6 +326,7 @@ fn what_the_kernel_wrote_reads_as_the_kernel_reads_it() {
         populate(&mounted.path(), 1500);
         drop(mounted);
         wrong.extend(compare(&image, form.name));
+        wrong.extend(findings(&image, form.name));
         std::fs::remove_file(&image).unwrap();
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -392,5 +401,9 @@ fn what_mke2fs_wrote_reads_as_what_went_in() {
         for path in ours.keys() {
             fs.resolve(path).unwrap();
         }
+        // `mke2fs -d` leaves quotas as they were before, for one.
+        let found = findings(&image, options);
+        let (clean, text) = crate::mutation::e2fsck(&image);
+        assert_eq!(found.is_empty(), clean, "{options}: {found:?} {text}");
     }
 }

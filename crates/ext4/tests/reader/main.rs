@@ -11,4 +11,5 @@ mod export;
 mod journal;
 mod kernel;
 mod memory;
+mod mutation;
 mod property;

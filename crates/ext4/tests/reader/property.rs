@@ -14,7 +14,7 @@ use crate::export::{read_all, scratch};
 use crate::memory;
 
 /// Small images of different forms, as mke2fs makes them.
-fn images() -> &'static [(&'static str, Vec<u8>)] {
+pub(crate) fn images() -> &'static [(&'static str, Vec<u8>)] {
     static IMAGES: OnceLock<Vec<(&str, Vec<u8>)>> = OnceLock::new();
     IMAGES.get_or_init(|| {
         let dir = scratch();

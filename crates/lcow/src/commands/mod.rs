@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub(crate) mod check;
 pub(crate) mod commit;
 pub(crate) mod diff;
 pub(crate) mod disk;
@@ -33,6 +34,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Rm(command) => command.run(&context)?,
         Command::Diff(command) => command.run(&context)?,
         Command::Commit(command) => command.run(&context)?,
+        Command::Check(command) => command.run(&context)?,
         Command::Layer(command) => command.run(&context)?,
         Command::Disk(command) => command.run(&context)?,
         Command::Status(command) => command.run(&context)?,

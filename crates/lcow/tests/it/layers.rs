@@ -44,6 +44,7 @@ fn layers_by_hand() {
     assert_eq!(inspected[0]["parents"], serde_json::json!(["base"]));
     assert_eq!(lab.ok(&["layer", "tree"]).lines().count(), 2);
     lab.ok(&["layer", "verify", "--all"]);
+    lab.ok(&["check"]);
 
     let error = lab.fails(1, &["layer", "rm", "base"]);
     assert!(error.contains("top") && error.contains("hint:"), "{error}");
@@ -83,6 +84,7 @@ fn a_damaged_layer_is_found() {
     let at = bytes.windows(32).position(|w| w == needle).unwrap();
     bytes[at] ^= 0x40;
     std::fs::write(&disk, bytes).unwrap();
+    lab.fails(1, &["check"]);
     let error = lab.fails(1, &["layer", "verify", "one"]);
     assert!(error.contains("1 of 1 layers are damaged"), "{error}");
     let out = lab.path("out.tar");

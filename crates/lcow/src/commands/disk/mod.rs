@@ -13,6 +13,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use lcow_blockio::{FileDisk, ReadAt, SubRange};
+use lcow_ext4::check::{CheckOptions, Report, check};
 use lcow_ext4::reader::{Filesystem, ReadError, ReadErrorKind};
 
 use crate::context::Context;
@@ -93,6 +94,11 @@ impl Source {
     fn open(&self) -> Result<Arc<Filesystem<SourceDisk>>> {
         let fs = Filesystem::open(self.range()?).map_err(|e| self.failed(e))?;
         Ok(Arc::new(fs))
+    }
+
+    /// What is wrong with the disk's structures.
+    fn check(&self) -> Result<Report> {
+        check(self.range()?, &CheckOptions::default()).map_err(|e| self.failed(e))
     }
 
     fn failed(&self, error: ReadError) -> anyhow::Error {

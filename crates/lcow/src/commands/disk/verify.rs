@@ -1,4 +1,4 @@
-//! `lcow disk verify`: whether a disk can be read to the end.
+//! `lcow disk verify`: whether a disk is in order, and can be read to the end.
 
 use std::collections::HashSet;
 
@@ -15,7 +15,8 @@ use crate::output;
 /// Check a disk: every structure and every checksum, without mounting it
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Reads superblock, groups, directories, inodes, extents, extended attributes and, with --data, all contents.
+    after_help = "Checks every structure as `e2fsck -fn` does (descriptors, bitmaps, inodes, blocks with two owners, directories, hash
+trees, attributes, links, counts) and reads every file's map and, with --data, its contents. A journal is replayed in memory first.
 Exit code 1 if anything is wrong. Nothing is changed."
 )]
 pub(crate) struct Verify {
@@ -26,8 +27,40 @@ pub(crate) struct Verify {
     data: bool,
 }
 
+const HINT: &str =
+    "make the disk again from its tar; a disk that a guest wrote can be repaired by `e2fsck`";
+
 impl Verify {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let found = self.source.check()?;
+        if let Some(first) = found.findings.first() {
+            let findings: Vec<String> = found.findings.iter().map(ToString::to_string).collect();
+            if context.json {
+                output::json(&serde_json::json!({
+                    "disk": self.source.disk,
+                    "good": false,
+                    "findings": findings,
+                }))?;
+            } else {
+                findings.iter().try_for_each(output::line)?;
+            }
+            let error = ReadError::Corrupt {
+                structure: first.structure,
+                offset: first.offset,
+                detail: first.detail.clone(),
+            };
+            let rest = if found.complete {
+                ""
+            } else {
+                ", not all of it looked at"
+            };
+            let what = format!(
+                "{} is damaged ({} findings{rest})",
+                self.source.disk.display(),
+                findings.len()
+            );
+            return Err(explained(anyhow::Error::from(error).context(what), HINT));
+        }
         let fs = self.source.open()?;
         let mut counts = Counts::default();
         let checked = (|| -> Result<(), ReadError> {
@@ -72,7 +105,7 @@ impl Verify {
             output::json(&serde_json::json!({
                 "disk": self.source.disk,
                 "good": problem.is_none(),
-                "problem": problem,
+                "findings": problem.iter().collect::<Vec<_>>(),
                 "names": counts.names,
                 "inodes": counts.inodes,
                 "bytes": counts.bytes,
@@ -89,7 +122,7 @@ impl Verify {
             Err(error) => Err(explained(
                 anyhow::Error::from(error)
                     .context(format!("{} is damaged", self.source.disk.display())),
-                "make the disk again from its tar; `e2fsck -fn` says more of a disk that a guest wrote",
+                HINT,
             )),
         }
     }

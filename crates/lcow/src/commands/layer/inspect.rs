@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
+use lcow_driver::{ErrorKind, LayerId, Store};
 
 use super::ls::{Names, kind, line};
 use super::{find, short};
@@ -123,30 +124,43 @@ impl Verify {
                 .map(|query| find(&store, query))
                 .collect::<Result<_>>()?
         };
-        let mut reports = Vec::new();
-        for id in &ids {
-            let report = store.verify(id, &context.no_cancel())?;
-            if !context.json {
-                let verdict = if report.is_good() { "ok" } else { "damaged" };
-                if !context.quiet || !report.is_good() {
-                    output::line(format_args!("{}  {verdict}", short(id.as_str())))?;
-                }
-                for finding in &report.findings {
-                    output::line(format_args!("  {}: {}", finding.check, finding.problem))?;
-                }
-            }
-            reports.push(report);
-        }
-        if context.json {
-            output::json(&reports)?;
-        }
-        let bad = reports.iter().filter(|r| !r.is_good()).count();
-        if bad > 0 {
-            return Err(hinted(
-                format!("{bad} of {} layers are damaged", reports.len()),
-                "remove the images made of them and load those again",
-            ));
-        }
-        Ok(())
+        verify(&store, &ids, context, false)
     }
+}
+
+/// Checks layers and says what is wrong; `idle`: passes over those that are being written to.
+pub(crate) fn verify(store: &Store, ids: &[LayerId], context: &Context, idle: bool) -> Result<()> {
+    let mut reports = Vec::new();
+    for id in ids {
+        let report = match store.verify(id, &context.no_cancel()) {
+            Err(error) if idle && error.kind() == ErrorKind::InUse => {
+                if !context.json && !context.quiet {
+                    output::line(format_args!("{}  in use, not checked", short(id.as_str())))?;
+                }
+                continue;
+            }
+            report => report?,
+        };
+        if !context.json {
+            let verdict = if report.is_good() { "ok" } else { "damaged" };
+            if !context.quiet || !report.is_good() {
+                output::line(format_args!("{}  {verdict}", short(id.as_str())))?;
+            }
+            for finding in &report.findings {
+                output::line(format_args!("  {}: {}", finding.check, finding.problem))?;
+            }
+        }
+        reports.push(report);
+    }
+    if context.json {
+        output::json(&reports)?;
+    }
+    let bad = reports.iter().filter(|r| !r.is_good()).count();
+    if bad > 0 {
+        return Err(hinted(
+            format!("{bad} of {} layers are damaged", reports.len()),
+            "remove the images made of them and load those again",
+        ));
+    }
+    Ok(())
 }

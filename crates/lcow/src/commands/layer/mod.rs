@@ -6,6 +6,8 @@ mod ls;
 mod read;
 mod tree;
 
+pub(crate) use inspect::verify;
+
 use anyhow::Result;
 use clap::Subcommand;
 use lcow_driver::{LayerId, Store};
