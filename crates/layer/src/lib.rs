@@ -6,12 +6,14 @@
 //!                              ├──► export::exact ◄───────────┘   the same tar, byte for byte
 //!                              ├──► export::canonical             any tree as a tar in one fixed form
 //!                              └──► union ──► changes ──► diff    N layers and a container's own writes
+//!                                     └──► flatten                   and as one disk again
 //! ```
 //!
 //! * [`apply`] turns a layer's tar into a disk in one pass over a stream: compression is recognised by content, hashing
 //!   and decompression run on threads of their own, file data goes to the disk as it arrives.
 //! * [`split`] is the sidecar of a disk that holds whatever the disk does not: with both, [`export::exact`] emits the tar again.
-//! * [`export`] makes tars from disks, [`union`] shows several disks as one tree, [`changes`] and [`diff`] compare two trees.
+//! * [`export`] makes tars from disks, [`union`] shows several disks as one tree, [`changes`] and [`diff`] compare two trees,
+//!   [`flatten`](mod@flatten) makes one disk of several.
 //! * [`digest`] names content; [`whiteout`] holds the two ways of saying "deleted".
 //!
 //! # Lifecycle
@@ -63,6 +65,7 @@ pub mod diff;
 pub mod digest;
 mod error;
 pub mod export;
+pub mod flatten;
 pub mod split;
 pub mod tar;
 pub mod tree;

@@ -48,6 +48,14 @@ pub trait Tree {
     /// [`TreeError::NotADirectory`] if `dir` is none.
     fn read_dir(&self, dir: &Node) -> Result<Vec<Entry>, TreeError>;
 
+    /// Whether a file that was listed is not there for whoever looks its name up. Walking a tree, such a file is to be left out.
+    ///
+    /// # Errors
+    /// [`TreeError::Disk`].
+    fn is_hidden(&self, _node: &Node) -> Result<bool, TreeError> {
+        Ok(false)
+    }
+
     /// The extended attributes, sorted by name.
     fn xattrs(&self, node: &Node) -> Result<Vec<Xattr>, TreeError>;
 

@@ -7,6 +7,7 @@ use lcow_layer::changes::{Change, changes, diff_size};
 use lcow_layer::diff::diff;
 use lcow_layer::digest::Hasher;
 use lcow_layer::export::ExportError;
+use lcow_layer::flatten::LayerName;
 use lcow_layer::union::Union;
 
 use super::Store;
@@ -18,6 +19,7 @@ use crate::{DriverError, LayerId};
 pub struct Chain {
     id: LayerId,
     union: Option<Union<LayerDisk>>,
+    names: Vec<LayerName>,
     _open: Opened,
 }
 
@@ -40,6 +42,13 @@ impl Chain {
     #[must_use]
     pub fn union(&self) -> Option<&Union<LayerDisk>> {
         self.union.as_ref()
+    }
+
+    /// What the union's layers are known by in a [flattened disk's name](lcow_layer::flatten::name), nearest first: their diff IDs, or the
+    /// UUIDs of their disks where no tar was applied.
+    #[must_use]
+    pub fn names(&self) -> &[LayerName] {
+        &self.names
     }
 }
 
@@ -107,9 +116,19 @@ impl Store {
     pub fn open_chain(&self, id: &LayerId) -> Result<Chain, DriverError> {
         let mut open = Opened::default();
         let union = open.union(self, id)?;
+        let mut names = Vec::new();
+        for layer in std::iter::once(id).chain(self.0.chain(id)?.iter()) {
+            if let Some(Some(opened)) = open.0.get(layer) {
+                names.push(match self.0.applied(layer)? {
+                    Some(applied) => LayerName::DiffId(applied.diff_id),
+                    None => LayerName::FileSystem(opened.uuid()),
+                });
+            }
+        }
         Ok(Chain {
             id: id.clone(),
             union,
+            names,
             _open: open,
         })
     }

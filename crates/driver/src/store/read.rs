@@ -163,6 +163,11 @@ impl Store {
 }
 
 impl OpenLayer {
+    /// The file system's UUID.
+    pub(super) fn uuid(&self) -> [u8; 16] {
+        self.fs.info().uuid
+    }
+
     pub(super) fn subtree(&self) -> Result<Subtree<LayerDisk>, DriverError> {
         Subtree::open(Arc::clone(&self.fs), self.disk.directory.as_bytes())
             .map_err(|e| tree_error("reading", &self.disk.id, e))

@@ -49,12 +49,11 @@ impl<R: ReadAt> Filesystem<R> {
         };
         let extents = match &map.content {
             Content::Inline(data) => {
-                let from = index(offset);
-                let data = super::num::slice(data, from, len).unwrap_or_default();
-                for (to, byte) in rest.iter_mut().zip(data) {
-                    *to = *byte;
+                let data = data.get(index(offset)..).unwrap_or_default();
+                for (at, to) in rest.iter_mut().enumerate() {
+                    *to = data.get(at).copied().unwrap_or(0);
                 }
-                return Ok(data.len());
+                return Ok(len);
             }
             Content::Extents(extents) => extents,
         };
@@ -116,7 +115,10 @@ impl<R: ReadAt> Filesystem<R> {
             return None;
         }
         let extents = match &map.content {
-            Content::Inline(_) => return Some(offset..map.size),
+            Content::Inline(data) => {
+                let end = map.size.min(len64(data.len()));
+                return (offset < end).then_some(offset..end);
+            }
             Content::Extents(extents) => extents,
         };
         let from = extents.partition_point(|e| self.byte_range(e).end <= offset);

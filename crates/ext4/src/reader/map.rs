@@ -464,6 +464,7 @@ pub struct FileMap {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Content {
+    /// What the inode has; zeros follow up to the file's size.
     Inline(Vec<u8>),
     Extents(Vec<Extent>),
 }
@@ -529,13 +530,11 @@ impl<R: ReadAt> Filesystem<R> {
         if !inode.has(flags::INLINE_DATA) {
             return self.map_blocks(inode, u64::MAX);
         }
-        // What the inode has no bytes for reads as zeros, but that can't be more than a block.
-        if inode.size > self.superblock.block_size {
-            return Err(inode.corrupt(format!("{} bytes of inline data", inode.size)));
-        }
+        // What the inode has no bytes for reads as zeros, however much that is: mke2fs makes such files of holes, the kernel
+        // reads them and e2fsck has nothing to say.
         let (head, rest) = self.inline_data(inode)?;
         let mut data = [head, rest].concat();
-        data.resize(index(inode.size), 0);
+        data.truncate(index(inode.size));
         Ok(FileMap {
             size: inode.size,
             content: Content::Inline(data),

@@ -407,3 +407,39 @@ fn what_mke2fs_wrote_reads_as_what_went_in() {
         assert_eq!(found.is_empty(), clean, "{options}: {found:?} {text}");
     }
 }
+
+/// `mke2fs -d` makes such a file of one that is all a hole. `e2fsck` has nothing to say, and the kernel reads it.
+#[test]
+fn an_inline_file_may_be_longer_than_what_its_inode_has() {
+    if !lcow_testkit::have("mke2fs") {
+        skip!("no mke2fs");
+    }
+    let dir = scratch();
+    let (tree, image) = (dir.path().join("tree"), dir.path().join("image"));
+    std::fs::create_dir(&tree).unwrap();
+    let hole = File::create(tree.join("hole")).unwrap();
+    hole.set_len(1 << 20).unwrap();
+    let (tree, text) = (tree.to_str().unwrap(), image.to_str().unwrap());
+    let format = [
+        "-q",
+        "-t",
+        "ext4",
+        "-O",
+        "inline_data",
+        "-d",
+        tree,
+        text,
+        "16M",
+    ];
+    run("mke2fs", format);
+    lcow_testkit::e2fsck(&image);
+    let fs = Filesystem::open(FileDisk::open(&image).unwrap()).unwrap();
+    let inode = fs.resolve(b"hole").unwrap();
+    let file = fs.open_file(&inode).unwrap();
+    let mut content = vec![1; (1 << 20) + 1];
+    assert_eq!(file.read_at(0, &mut content).unwrap(), 1 << 20);
+    assert!(content[..1 << 20].iter().all(|&b| b == 0));
+    assert!(file.next_data(0).is_none_or(|data| data.end <= 4096));
+    assert_eq!(file.next_data(4096), None);
+    assert_eq!(file.read_at(1 << 20, &mut content).unwrap(), 0);
+}

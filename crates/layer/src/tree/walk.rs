@@ -103,6 +103,9 @@ where
                 if let Some(census) = &mut census {
                     census.see(node.identity().inode);
                 }
+                if tree.is_hidden(&node)? {
+                    continue;
+                }
                 visit(&path, &node)?;
                 last = Some((path, node));
             }

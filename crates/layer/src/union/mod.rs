@@ -17,7 +17,7 @@
 //! In two corners a listing differs from the kernel's `readdir`, and agrees with its `stat`: a whiteout device in a directory that
 //! exists in one layer only is listed by the kernel, though nothing of that name can be opened.
 //! The listing finds whiteouts in attribute form where the kernel's does, which is in directories that say so with `trusted.overlay.opaque=x`; looking
-//! a name up finds them everywhere.
+//! a name up finds them everywhere, and so does whatever walks the whole tree ([`Tree::is_hidden`]).
 //!
 //! # Cost
 //! A directory holds on to its inode in each layer that it is merged of, so a lookup asks those layers and no others: 500 layers
@@ -33,7 +33,7 @@ use lcow_ext4::{FileType, Xattr};
 use crate::tree::{
     Entry, LayerIndex, Node, Place, Spot, Subtree, Tree, TreeError, must_be_directory,
 };
-use overlay::Marks;
+use overlay::{Marks, may_be_xwhiteout};
 
 /// Layers as one tree. Cloning shares the opened filesystems.
 ///
@@ -135,6 +135,21 @@ impl<R: ReadAt> Union<R> {
         Ok(Marks::of(&xattrs))
     }
 
+    /// A file's attributes as a layer's disk has them, without what overlayfs keeps there for itself. Refuses what asks for more
+    /// than a union by name.
+    pub(crate) fn layer_xattrs(&self, node: &Node) -> Result<Vec<Xattr>, TreeError> {
+        let layer = node.top.layer;
+        let raw = self.fs(layer).xattrs(node.inode());
+        let raw = raw.map_err(TreeError::on(layer))?;
+        match Marks::of(&raw).unsupported(node.file_type()) {
+            None => Ok(overlay::for_layer(raw, true)),
+            Some(feature) => Err(TreeError::Overlay {
+                at: node.identity(),
+                feature,
+            }),
+        }
+    }
+
     /// As [`marks`](Self::marks), refusing what asks for more than a union by name.
     fn checked_marks(&self, spot: &Spot) -> Result<Marks, TreeError> {
         let marks = self.marks(spot)?;
@@ -177,6 +192,10 @@ impl<R: ReadAt> Tree for Union<R> {
         let layer = node.top.layer;
         let raw = self.fs(layer).xattrs(node.inode());
         Ok(overlay::seen(raw.map_err(TreeError::on(layer))?))
+    }
+
+    fn is_hidden(&self, node: &Node) -> Result<bool, TreeError> {
+        Ok(may_be_xwhiteout(node.inode()) && self.marks(&node.top)?.whiteout)
     }
 
     fn open_file(&self, node: &Node) -> Result<FileData<'_, R>, TreeError> {

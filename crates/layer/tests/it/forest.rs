@@ -32,6 +32,7 @@ pub(crate) enum Kind {
     Symlink(Vec<u8>),
     Fifo,
     Device(Device),
+    BlockDevice(Device),
     /// Another name for a file of the same layer.
     Link(Path),
 }
@@ -162,6 +163,7 @@ impl Layer {
                 Kind::Symlink(target) => Content::Symlink(target),
                 Kind::Fifo => Content::Fifo,
                 Kind::Device(device) => Content::CharDevice(*device),
+                Kind::BlockDevice(device) => Content::BlockDevice(*device),
                 Kind::Link(_) => unreachable!(),
             };
             let metadata = Metadata {
@@ -395,6 +397,7 @@ fn expected_record(file: &File, layer: usize, target: &[u8]) -> Record {
         Kind::Symlink(target) => (FileType::Symlink, target.clone(), Device::default()),
         Kind::Fifo => (FileType::Fifo, Vec::new(), Device::default()),
         Kind::Device(device) => (FileType::CharDevice, Vec::new(), *device),
+        Kind::BlockDevice(device) => (FileType::BlockDevice, Vec::new(), *device),
         Kind::Link(_) => unreachable!(),
     };
     let seen = file.xattrs.iter().filter_map(|(name, value)| {

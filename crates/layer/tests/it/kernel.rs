@@ -25,10 +25,10 @@ use rustix::mount::{
 use crate::forest::{self, Disk, Dump, File, Layer, Record, any_layer, image, open};
 
 /// A mounted overlay, until dropped.
-struct Overlay(PathBuf);
+pub(crate) struct Overlay(PathBuf);
 
 impl Overlay {
-    fn new(at: &Path, lowers: &[PathBuf], sandbox: Option<&Path>) -> Self {
+    pub(crate) fn new(at: &Path, lowers: &[PathBuf], sandbox: Option<&Path>) -> Self {
         let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
         for lower in lowers {
             fsconfig_set_string(&fs, "lowerdir+", lower.as_os_str()).unwrap();
@@ -52,18 +52,30 @@ impl Overlay {
         move_mount(&mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).unwrap();
         Self(at.to_owned())
     }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
 }
 
 impl Drop for Overlay {
     fn drop(&mut self) {
-        let done = unmount(&self.0, UnmountFlags::empty());
+        let mut done = unmount(&self.0, UnmountFlags::empty());
+        // A program that another test starts has our open files until it is executed.
+        for _ in 0..100 {
+            if done != Err(rustix::io::Errno::BUSY) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            done = unmount(&self.0, UnmountFlags::empty());
+        }
         if !std::thread::panicking() {
             done.unwrap();
         }
     }
 }
 
-fn xattrs_of(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
+pub(crate) fn xattrs_of(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut names = vec![0; 64 << 10];
     let len = llistxattr(path, &mut names[..]).unwrap();
     names.truncate(len);
@@ -233,7 +245,7 @@ fn act(dice: &mut Dice, root: &Path) -> Option<()> {
 }
 
 /// Random layers, the same for the same seed.
-fn random_layers(seed: u8, count: usize) -> Vec<Layer> {
+pub(crate) fn random_layers(seed: u8, count: usize) -> Vec<Layer> {
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     let strategy = proptest::collection::vec(any_layer(true), count..=count);
@@ -241,7 +253,7 @@ fn random_layers(seed: u8, count: usize) -> Vec<Layer> {
 }
 
 /// Layers on one disk, each in its own directory, nearest first.
-fn lowers(fs: &Arc<forest::Fs>, count: usize) -> Vec<Subtree<Disk>> {
+pub(crate) fn lowers(fs: &Arc<forest::Fs>, count: usize) -> Vec<Subtree<Disk>> {
     (0..count)
         .map(|i| Subtree::open(Arc::clone(fs), i.to_string().as_bytes()).unwrap())
         .collect()

@@ -83,6 +83,123 @@ fn tar_to_disk_and_back() {
 }
 
 #[test]
+fn layers_become_one_disk() {
+    let lab = Lab::new();
+    let base = lab.write(
+        "base.tar",
+        &tar(&[("etc/", b""), ("etc/a", b"old"), ("etc/b", b"b")]),
+    );
+    let top = lab.write(
+        "top.tar",
+        &tar(&[
+            ("etc/", b""),
+            ("etc/a", b"new"),
+            ("etc/.wh.b", b""),
+            ("c", b"c"),
+        ]),
+    );
+    for (tar, disk) in [(&base, "base.vhd"), (&top, "top.vhd")] {
+        let args = [
+            "disk",
+            "from-tar",
+            "-i",
+            str(tar),
+            "-o",
+            disk,
+            "--vhd",
+            "--overlay",
+        ];
+        lab.ok(&args);
+    }
+    let first = lab.ok(&[
+        "disk", "flatten", "top.vhd", "base.vhd", "-o", "flat.vhd", "--vhd",
+    ]);
+    assert!(first.starts_with("sha256:"), "{first}");
+    assert_eq!(
+        lab.ok(&["disk", "ls", "flat.vhd", "-R"]),
+        "c\netc/\netc/a\n"
+    );
+    assert_eq!(lab.ok(&["disk", "cat", "flat.vhd", "etc/a"]), "new");
+    lab.ok(&["disk", "verify", "flat.vhd", "--data"]);
+    lcow_testkit::e2fsck(&lab.path("flat.vhd"));
+    let again = lab.json(&[
+        "disk",
+        "flatten",
+        "top.vhd",
+        "base.vhd",
+        "-o",
+        "again.vhd",
+        "--vhd",
+    ]);
+    assert_eq!(again["name"], first.trim());
+    assert_eq!((&again["names"], &again["data"]), (&4.into(), &4.into()));
+    let bytes = |name| std::fs::read(lab.path(name)).unwrap();
+    assert!(
+        bytes("flat.vhd") == bytes("again.vhd"),
+        "the same layers, another disk"
+    );
+    let turned = lab.ok(&[
+        "disk",
+        "flatten",
+        "base.vhd",
+        "top.vhd",
+        "-o",
+        "turned.ext4",
+    ]);
+    assert_ne!(turned, first);
+    assert_eq!(lab.ok(&["disk", "cat", "turned.ext4", "etc/a"]), "old");
+
+    // A container's own disk over them, whose files are in its directory `upper`.
+    let upper = lab.write(
+        "upper.tar",
+        &tar(&[
+            ("upper/", b""),
+            ("upper/.wh.c", b""),
+            ("upper/d", b"d"),
+            ("work/", b""),
+        ]),
+    );
+    let args = [
+        "disk",
+        "from-tar",
+        "-i",
+        str(&upper),
+        "-o",
+        "upper.ext4",
+        "--overlay",
+    ];
+    lab.ok(&args);
+    let args = [
+        "disk",
+        "flatten",
+        "--upper",
+        "upper.ext4",
+        "flat.vhd",
+        "-o",
+        "all.ext4",
+    ];
+    lab.ok(&args);
+    assert_eq!(
+        lab.ok(&["disk", "ls", "all.ext4", "-R"]),
+        "d\netc/\netc/a\n"
+    );
+
+    let error = lab.fails(
+        1,
+        &[
+            "disk", "flatten", "--upper", "flat.vhd", "base.vhd", "-o", "no.ext4",
+        ],
+    );
+    assert!(error.contains("flat.vhd"), "{error}");
+    lab.fails(
+        1,
+        &["disk", "flatten", "top.vhd", str(&base), "-o", "no.ext4"],
+    );
+    lab.fails(1, &["disk", "flatten", "top.vhd", "-o", "-"]);
+    assert!(!lab.path("no.ext4").exists());
+}
+
+#[test]
 fn a_tar_through_pipes() {
     let lab = Lab::new();
     let mut command = lab.command(&["disk", "from-tar", "-o", "x.ext4"]);

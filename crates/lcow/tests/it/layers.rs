@@ -33,6 +33,14 @@ fn layers_by_hand() {
     names.retain(|n| n != "./" && n != ".");
     assert_eq!(names, ["big", "etc/", "etc/two", "new"]);
 
+    let name = lab.ok(&["layer", "flatten", "top", "-o", "flat.vhd", "--vhd"]);
+    assert!(name.starts_with("sha256:"), "{name}");
+    assert_eq!(
+        lab.ok(&["disk", "ls", "flat.vhd", "-R"]),
+        "big\netc/\nnew\netc/two\n"
+    );
+    lcow_testkit::e2fsck(&lab.path("flat.vhd"));
+
     let lines = lab.json(&["layer", "ls"]);
     assert_eq!(lines.as_array().unwrap().len(), 2);
     assert_eq!(

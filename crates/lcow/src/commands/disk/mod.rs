@@ -1,5 +1,6 @@
 //! `lcow disk`: disks, without a store.
 
+pub(crate) mod flatten;
 mod from_tar;
 mod inspect;
 mod ls;
@@ -24,6 +25,7 @@ use crate::errors::{explained, hinted};
 pub(crate) enum Disk {
     FromTar(from_tar::FromTar),
     ToTar(to_tar::ToTar),
+    Flatten(flatten::Flatten),
     Ls(ls::Ls),
     Cat(ls::Cat),
     Inspect(inspect::Inspect),
@@ -36,6 +38,7 @@ impl Disk {
         match self {
             Self::FromTar(command) => command.run(context),
             Self::ToTar(command) => command.run(context),
+            Self::Flatten(command) => command.run(context),
             Self::Ls(command) => command.run(context),
             Self::Cat(command) => command.run(context),
             Self::Inspect(command) => command.run(context),

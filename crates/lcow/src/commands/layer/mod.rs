@@ -28,6 +28,7 @@ pub(crate) enum Layer {
     Diff(read::Diff),
     Changes(read::Changes),
     Export(read::Export),
+    Flatten(read::Flatten),
     Verify(inspect::Verify),
     Rm(change::Rm),
 }
@@ -43,6 +44,7 @@ impl Layer {
             Self::Diff(command) => command.run(context),
             Self::Changes(command) => command.run(context),
             Self::Export(command) => command.run(context),
+            Self::Flatten(command) => command.run(context),
             Self::Verify(command) => command.run(context),
             Self::Rm(command) => command.run(context),
         }

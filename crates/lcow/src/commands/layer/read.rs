@@ -1,14 +1,16 @@
-//! `lcow layer diff`, `changes` and `export`.
+//! `lcow layer diff`, `changes`, `export` and `flatten`.
 
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use lcow_driver::{Against, Store};
+use lcow_driver::{Against, Chain, LayerDisk, Store};
 use lcow_layer::export::{ExportOptions, canonical};
+use lcow_layer::union::Union;
 
 use super::find;
+use crate::commands::disk::flatten::FlatDisk;
 use crate::commands::disk::source_date_epoch;
 use crate::context::Context;
 use crate::errors::hinted;
@@ -92,12 +94,7 @@ impl Export {
         let store = context.store()?;
         let id = find(&store, &self.layer)?;
         let chain = store.open_chain(&id)?;
-        let Some(union) = chain.union() else {
-            return Err(hinted(
-                format!("layer {id} and its parents have no contents"),
-                "apply a tar first",
-            ));
-        };
+        let union = contents(&chain)?;
         let mut writer = BufWriter::with_capacity(1 << 20, Output::create(&self.output, true)?);
         let options = ExportOptions {
             overlay_whiteouts: false,
@@ -106,6 +103,43 @@ impl Export {
         canonical(union, &options, &mut writer)?;
         finish(writer, &self.output)
     }
+}
+
+/// Make one disk of a layer and its parents
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The result is a layer itself. It shows what the layer and its parents show together, and whiteouts are gone. The same
+layers give the same bytes.
+
+Examples:
+  lcow layer flatten demo -o demo.vhd --vhd
+  lcow layer flatten CONTAINER -o all.ext4     with what the container wrote"
+)]
+pub(crate) struct Flatten {
+    /// Id, or name of an image or container
+    #[arg(value_name = "LAYER")]
+    layer: String,
+    #[command(flatten)]
+    result: FlatDisk,
+}
+
+impl Flatten {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let store = context.store()?;
+        let id = find(&store, &self.layer)?;
+        let chain = store.open_chain(&id)?;
+        let union = contents(&chain)?;
+        self.result.write(context, union, chain.names())
+    }
+}
+
+fn contents(chain: &Chain) -> Result<&Union<LayerDisk>> {
+    chain.union().ok_or_else(|| {
+        hinted(
+            format!("layer {} and its parents have no contents", chain.id()),
+            "apply a tar first",
+        )
+    })
 }
 
 fn finish(mut writer: BufWriter<Output>, path: &std::path::Path) -> Result<()> {
