@@ -363,7 +363,7 @@ fn the_same_files_on_any_disk_give_the_same_tar() {
             .unwrap();
         }
         let into = root.to_str().unwrap();
-        run("cp", ["-a", "--sparse=never", &format!("{}/.", tree), into]);
+        run("cp", ["-a", "--sparse=never", &format!("{tree}/."), into]);
         for i in 0..300 {
             fs::remove_file(root.join(format!("junk{i}"))).unwrap();
         }

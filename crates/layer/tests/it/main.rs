@@ -9,6 +9,8 @@ mod forest;
 mod gnu;
 mod kernel;
 mod overlay;
+mod sidecar;
 mod support;
 mod tars;
 mod unions;
+mod weird;
