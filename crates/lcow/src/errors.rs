@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
+use lcow_disk::verity::VerityError;
 use lcow_disk::vhd::VhdError;
 use lcow_driver::DriverError;
 use lcow_ext4::reader::{ReadError, ReadErrorKind};
@@ -179,6 +180,16 @@ fn kind_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
             VhdError::Unsupported { .. } => "unsupported",
             VhdError::Differencing | VhdError::Size { .. } => "refused",
             VhdError::Io { .. } => "io",
+        });
+    }
+    if let Some(e) = error.downcast_ref::<VerityError>() {
+        return Some(match e {
+            VerityError::Corrupt { .. }
+            | VerityError::Mismatch { .. }
+            | VerityError::Root { .. } => "corrupt",
+            VerityError::Unsupported { .. } => "unsupported",
+            VerityError::Size { .. } | VerityError::Salt { .. } => "refused",
+            VerityError::Io { .. } => "io",
         });
     }
     if let Some(e) = error.downcast_ref::<ImageError>() {

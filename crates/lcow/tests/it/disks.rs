@@ -219,6 +219,85 @@ fn a_tar_through_pipes() {
 }
 
 #[test]
+fn disks_with_a_verity_tree() {
+    let lab = Lab::new();
+    let original = tar(&[("etc/", b""), ("big", &noise(700_000, 4))]);
+    let input = lab.write("in.tar", &original);
+    let make = |disk: &str, more: &[&str]| {
+        let from = &[
+            "disk",
+            "from-tar",
+            "-i",
+            str(&input),
+            "-o",
+            disk,
+            "--verity",
+        ];
+        let out = lab.ok(&[from, more].concat());
+        let lines: Vec<_> = out.lines().collect();
+        assert!(lines[0].starts_with("sha256:") && lines.len() == 2, "{out}");
+        lines[1].to_owned()
+    };
+    let root = make("a.vhd", &["--vhd", "--split", "a.split"]);
+    let raw = make("a.ext4", &[]);
+    assert_eq!(raw, root, "the footer is not covered");
+    let salted = make("b.ext4", &["--verity-salt", "0Aff"]);
+    assert_ne!(salted, root);
+    for (disk, root, salt) in [
+        ("a.vhd", &root, 32),
+        ("a.ext4", &root, 32),
+        ("b.ext4", &salted, 4),
+    ] {
+        let ok = lab.ok(&["disk", "verify", disk, "--data", "--root-hash", root]);
+        assert!(ok.contains("root hash"), "{ok}");
+        let verity = &lab.json(&["disk", "inspect", disk])[0]["verity"];
+        assert_eq!(verity["root_hash"], root.as_str());
+        assert_eq!(verity["salt"].as_str().unwrap().len(), salt);
+    }
+    lcow_testkit::e2fsck(&lab.path("a.ext4"));
+    let to_tar = ["disk", "to-tar", "a.vhd", "--split", "a.split"];
+    assert_eq!(lab.run(&to_tar).stdout, original);
+    assert_eq!(lab.ok(&["disk", "ls", "a.vhd"]), "big\netc/\n");
+    assert!(lab.run(&["disk", "cat", "a.ext4", "big"]).stdout == noise(700_000, 4));
+
+    // Damage of a block that no check of the file system's structures looks at, and of the first.
+    let good = std::fs::read(lab.path("a.vhd")).unwrap();
+    let needle = &noise(700_000, 4)[500_000..500_032];
+    let file = good.windows(32).position(|w| w == needle).unwrap();
+    for at in [file, 1024 + 4] {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        lab.write("bad.vhd", &bad);
+        let verify = ["disk", "verify", "bad.vhd", "--root-hash", &root];
+        let error = lab.fails(1, &verify);
+        let (block, offset) = (at / 4096, at / 4096 * 4096);
+        assert!(
+            error.contains(&format!("data block {block}, at byte {offset},")),
+            "{error}"
+        );
+        let output = lab.run(&[&verify[..], &["--json"]].concat());
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["block"], format!("data block {block}"));
+        assert_eq!(report["offset"], offset);
+    }
+    let error = lab.fails(1, &["disk", "verify", "a.vhd", "--root-hash", &salted]);
+    assert!(error.contains(&root) && error.contains(&salted), "{error}");
+    lab.fails(2, &["disk", "verify", "a.vhd", "--root-hash", "12"]);
+    lab.ok(&["disk", "from-tar", "-i", str(&input), "-o", "c.ext4"]);
+    let error = lab.fails(1, &["disk", "verify", "c.ext4", "--root-hash", &root]);
+    assert!(
+        error.contains("verity") && error.contains("leave --root-hash away"),
+        "{error}"
+    );
+    assert!(lab.json(&["disk", "inspect", "c.ext4"])[0]["verity"].is_null());
+    for salt in ["1", "xy", &"00".repeat(257)] {
+        let from = ["disk", "from-tar", "-i", str(&input), "-o", "d.ext4"];
+        let more = ["--verity", "--verity-salt", salt];
+        lab.fails(2, &[&from[..], &more].concat());
+    }
+}
+
+#[test]
 fn blank_disks() {
     let lab = Lab::new();
     lab.ok(&[

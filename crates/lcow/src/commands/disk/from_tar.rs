@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lcow_blockio::FileDisk;
-use lcow_layer::apply::{ApplyError, ApplyOptions, apply};
+use lcow_layer::apply::{ApplyError, ApplyOptions, Salt, apply};
 
 use super::directory;
 use crate::context::Context;
@@ -25,7 +25,9 @@ Examples:
   lcow disk from-tar -i rootfs.tar -o rootfs.ext4
   zcat layer.tar.gz | lcow disk from-tar -o layer.vhd --vhd --overlay
   lcow disk from-tar -i layer.tar -o layer.vhd --vhd --split layer.split   and back, byte for byte:
-  lcow disk to-tar layer.vhd --split layer.split | cmp - layer.tar"
+  lcow disk to-tar layer.vhd --split layer.split | cmp - layer.tar
+  lcow disk from-tar -i layer.tar -o layer.vhd --vhd --verity   prints diff ID and root hash, a line each:
+  lcow disk verify layer.vhd --root-hash HEX"
 )]
 pub(crate) struct FromTar {
     /// The tar; `-` for standard input
@@ -37,6 +39,12 @@ pub(crate) struct FromTar {
     /// Put a fixed VHD's footer behind the file system
     #[arg(long)]
     vhd: bool,
+    /// Put a dm-verity hash tree behind the file system, and print its root hash too
+    #[arg(long)]
+    verity: bool,
+    /// What the tree's hashes are salted with, to 256 bytes [default: what follows from the diff ID]
+    #[arg(long, value_name = "HEX", requires = "verity", value_parser = super::parse_bytes)]
+    verity_salt: Option<super::Bytes>,
     /// Turn a layer's whiteouts (.wh.NAME) into overlayfs's
     #[arg(long)]
     overlay: bool,
@@ -88,6 +96,10 @@ impl FromTar {
         let mut options = ApplyOptions {
             overlay: self.overlay,
             vhd: self.vhd,
+            verity: self.verity.then(|| match &self.verity_salt {
+                Some(salt) => Salt::Given(salt.0.clone()),
+                None => Salt::Derived,
+            }),
             ..ApplyOptions::default()
         };
         if let Some(max) = self.max_size {
@@ -130,6 +142,7 @@ impl FromTar {
                 "entries": applied.entries,
                 "tar_size": applied.tar_size,
                 "disk_size": applied.disk_size,
+                "verity_root": applied.verity_root.map(|root| root.to_string()),
                 "allocated": file.metadata().with_context(writing)?.blocks() * 512,
                 "compressed": applied.compressed.map(|c| serde_json::json!({ "digest": c.digest, "size": c.size })),
             }));
@@ -137,6 +150,9 @@ impl FromTar {
         progress.end(None);
         if !context.quiet {
             output::line(applied.diff_id)?;
+            if let Some(root) = applied.verity_root {
+                output::line(root)?;
+            }
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 use lcow_blockio::ReadAt;
+use lcow_disk::verity::Tree;
 use lcow_disk::vhd;
 use lcow_ext4::reader::Journal;
 use serde::Serialize;
@@ -25,6 +26,8 @@ struct Report {
     size: u64,
     /// The footer's disk size and id, if there is one behind the file system.
     vhd: Option<Footer>,
+    /// The dm-verity tree, if there is one behind the file system.
+    verity: Option<Verity>,
     uuid: String,
     label: String,
     block_size: u64,
@@ -44,6 +47,14 @@ struct Footer {
     id: String,
 }
 
+#[derive(Serialize)]
+struct Verity {
+    /// What the tree's top hashes to. It vouches for nothing unless it comes from elsewhere too.
+    root_hash: String,
+    salt: String,
+    uuid: String,
+}
+
 impl Inspect {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
         let range = self.source.range()?;
@@ -55,14 +66,24 @@ impl Inspect {
         });
         let fs = self.source.open()?;
         let info = fs.info();
+        let filesystem_size = info.blocks.saturating_mul(info.block_size);
+        let verity = Tree::open(&range, filesystem_size).ok().and_then(|tree| {
+            let superblock = tree.superblock();
+            Some(Verity {
+                root_hash: tree.root().ok()?.to_string(),
+                salt: superblock.salt.iter().map(|b| format!("{b:02x}")).collect(),
+                uuid: uuid(&superblock.uuid),
+            })
+        });
         let report = Report {
             disk: self.source.disk.display().to_string(),
             size,
             vhd: footer,
+            verity,
             uuid: uuid(&info.uuid),
             label: output::printable(&info.label),
             block_size: info.block_size,
-            filesystem_size: info.blocks.saturating_mul(info.block_size),
+            filesystem_size,
             free_size: info.free_blocks.saturating_mul(info.block_size),
             inodes: info.inodes,
             free_inodes: info.free_inodes,
@@ -86,10 +107,15 @@ impl Inspect {
             Some(footer) => format!("fixed, {}, id {}", human(footer.size), footer.id),
             None => "no footer".to_owned(),
         };
+        let verity = match &report.verity {
+            Some(v) => format!("root hash {}, salt {}", v.root_hash, v.salt),
+            None => "no tree".to_owned(),
+        };
         let rows = [
             ("Disk", report.disk),
             ("Length", human(report.size)),
             ("VHD", vhd),
+            ("Verity", verity),
             ("UUID", report.uuid),
             ("Label", report.label),
             ("File system", human(report.filesystem_size)),

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use lcow_blockio::{FileDisk, ReadAt, SubRange};
+use lcow_disk::{verity, vhd};
 use lcow_ext4::check::{CheckOptions, Report, check};
 use lcow_ext4::reader::{Filesystem, ReadError, ReadErrorKind};
 
@@ -94,6 +95,29 @@ impl Source {
         ))
     }
 
+    /// The disk, and the size of the data in it that a verity tree covers: that follows from the length alone. A last piece of
+    /// 512 bytes is a VHD's footer.
+    fn with_tree(&self) -> Result<(SourceDisk, u64)> {
+        let range = self.range()?;
+        let size = range
+            .size()
+            .with_context(|| format!("reading {}", self.disk.display()))?;
+        let footer = match size % verity::BLOCK {
+            vhd::FOOTER_LEN => vhd::FOOTER_LEN,
+            _ => 0,
+        };
+        match verity::data_size(size - footer) {
+            Some(data) => Ok((range, data)),
+            None => Err(hinted(
+                format!(
+                    "{} has no verity tree: no disk with one is {size} bytes long",
+                    self.disk.display()
+                ),
+                "leave --root-hash away, or make the disk with --verity",
+            )),
+        }
+    }
+
     fn open(&self) -> Result<Arc<Filesystem<SourceDisk>>> {
         let fs = Filesystem::open(self.range()?).map_err(|e| self.failed(e))?;
         Ok(Arc::new(fs))
@@ -124,6 +148,23 @@ pub(crate) fn source_date_epoch() -> Option<i64> {
 /// A path given by a person, as a path in a file system.
 fn inside(path: &str) -> Vec<u8> {
     path.trim_start_matches('/').as_bytes().to_vec()
+}
+
+/// Bytes that a person gave as hexadecimal digits.
+#[derive(Debug, Clone)]
+struct Bytes(Vec<u8>);
+
+fn parse_bytes(text: &str) -> Result<Bytes, String> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let digit = |b: u8| char::from(b).to_digit(16);
+    let bytes: Option<Vec<u8>> = pairs
+        .iter()
+        .map(|&[high, low]| u8::try_from(digit(high)? << 4 | digit(low)?).ok())
+        .collect();
+    match bytes {
+        Some(bytes) if rest.is_empty() && bytes.len() <= verity::MAX_SALT => Ok(Bytes(bytes)),
+        _ => Err("an even number of hexadecimal digits, at most 512, is needed".into()),
+    }
 }
 
 /// A size of a disk: a number and a unit, all powers of 1024.

@@ -2,14 +2,15 @@
 
 use std::collections::HashSet;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args;
+use lcow_disk::verity::{BlockHash, Tree, VerityError};
 use lcow_ext4::FileType;
 use lcow_ext4::reader::{FileMap, ReadError};
 
 use super::Source;
 use crate::context::Context;
-use crate::errors::explained;
+use crate::errors::{explained, hinted};
 use crate::output;
 
 /// Check a disk: every structure and every checksum, without mounting it
@@ -17,7 +18,12 @@ use crate::output;
 #[command(
     after_help = "Checks every structure as `e2fsck -fn` does (descriptors, bitmaps, inodes, blocks with two owners, directories, hash
 trees, attributes, links, counts) and reads every file's map and, with --data, its contents. A journal is replayed in memory first.
-Exit code 1 if anything is wrong. Nothing is changed."
+With --root-hash, first holds every block against the disk's dm-verity tree, from the root down, and names the first that is
+not what was hashed. Exit code 1 if anything is wrong. Nothing is changed.
+
+Examples:
+  lcow disk verify layer.vhd --data
+  lcow disk verify layer.vhd --root-hash 4a2f…     as `disk from-tar --verity` printed it"
 )]
 pub(crate) struct Verify {
     #[command(flatten)]
@@ -25,6 +31,9 @@ pub(crate) struct Verify {
     /// Read the contents of all files too
     #[arg(long)]
     data: bool,
+    /// The root hash that the disk's verity tree must have
+    #[arg(long, value_name = "HEX")]
+    root_hash: Option<BlockHash>,
 }
 
 const HINT: &str =
@@ -32,6 +41,9 @@ const HINT: &str =
 
 impl Verify {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
+        if let Some(root) = &self.root_hash {
+            self.hold_against(root, context)?;
+        }
         let found = self.source.check()?;
         if let Some(first) = found.findings.first() {
             let findings: Vec<String> = found.findings.iter().map(ToString::to_string).collect();
@@ -106,6 +118,7 @@ impl Verify {
                 "disk": self.source.disk,
                 "good": problem.is_none(),
                 "findings": problem.iter().collect::<Vec<_>>(),
+                "root_hash": self.root_hash.map(|root| root.to_string()),
                 "names": counts.names,
                 "inodes": counts.inodes,
                 "bytes": counts.bytes,
@@ -114,10 +127,14 @@ impl Verify {
         match checked {
             Ok(()) if context.json || context.quiet => Ok(()),
             Ok(()) => output::line(format_args!(
-                "ok: {} names of {} files and directories, {} of contents",
+                "ok: {} names of {} files and directories, {} of contents{}",
                 counts.names,
                 counts.inodes,
-                output::size(counts.bytes)
+                output::size(counts.bytes),
+                match self.root_hash {
+                    Some(_) => "; every block is what the root hash vouches for",
+                    None => "",
+                }
             )),
             Err(error) => Err(explained(
                 anyhow::Error::from(error)
@@ -125,6 +142,63 @@ impl Verify {
                 HINT,
             )),
         }
+    }
+}
+
+impl Verify {
+    /// Every block is what was hashed, and the file system is all there is to it.
+    fn hold_against(&self, root: &BlockHash, context: &Context) -> Result<()> {
+        let name = self.source.disk.display();
+        let (range, data_size) = self.source.with_tree()?;
+        let verified = Tree::open(range, data_size).and_then(|tree| tree.verify(root));
+        let error = match verified {
+            Ok(()) => {
+                let info = self.source.open()?;
+                let info = info.info();
+                let size = info.blocks.saturating_mul(info.block_size);
+                if size == data_size {
+                    return Ok(());
+                }
+                return Err(hinted(
+                    format!(
+                        "{name} has a file system of {size} bytes, and its tree covers {data_size}"
+                    ),
+                    "the root hash is of another disk, or the disk was not made by lcow",
+                ));
+            }
+            Err(error @ VerityError::Io { .. }) => {
+                return Err(error).with_context(|| format!("reading {name}"));
+            }
+            Err(error) => error,
+        };
+        if context.json {
+            let (block, offset) = match &error {
+                VerityError::Mismatch { block, offset, .. }
+                | VerityError::Root { block, offset, .. } => {
+                    (Some(block.to_string()), Some(*offset))
+                }
+                VerityError::Corrupt { offset, .. } => (None, Some(*offset)),
+                _ => (None, None),
+            };
+            output::json(&serde_json::json!({
+                "disk": self.source.disk,
+                "good": false,
+                "findings": [error.to_string()],
+                "root_hash": root.to_string(),
+                "block": block,
+                "offset": offset,
+            }))?;
+        }
+        let hint = match error {
+            VerityError::Corrupt { .. } => {
+                "make the disk again from its tar; if it was made without --verity, leave --root-hash away"
+            }
+            _ => "make the disk again from its tar",
+        };
+        Err(explained(
+            anyhow::Error::from(error).context(format!("{name} is damaged")),
+            hint,
+        ))
     }
 }
 

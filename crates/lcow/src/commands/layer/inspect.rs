@@ -62,7 +62,8 @@ impl Inspect {
                     "Disk",
                     format!("{} ({})", disk.display(), m.format.as_str()),
                 ));
-                rows.push(("File system", format!("{} bytes", m.disk_size)));
+                let size = m.applied.as_ref().map_or(m.disk_size, |a| a.disk_size);
+                rows.push(("File system", format!("{size} bytes")));
             }
             rows.push((
                 "On disk",
@@ -85,6 +86,9 @@ impl Inspect {
                     ));
                 }
             }
+            if let Some(root) = m.applied.as_ref().and_then(|a| a.verity_root.clone()) {
+                rows.push(("Verity root", root));
+            }
             let parents: Vec<_> = m.parents.iter().map(|p| short(p.as_str())).collect();
             rows.push(("Parents", parents.join(" ")));
             for (key, value) in rows {
@@ -97,7 +101,7 @@ impl Inspect {
     }
 }
 
-/// Check layers: chain, records, footer, file system, digest
+/// Check layers: chain, records, footer, verity tree, file system, digest
 #[derive(Debug, Args)]
 #[command(after_help = "Nothing is changed. Exit code 1 if anything is wrong.
 
