@@ -1,10 +1,10 @@
 # `make help` lists the targets. The work is in scripts/, so that each step also runs by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-rust corpora age lint deny bench fuzz fuzz-all clean
+.PHONY: help setup build demo test test-rust corpora age lint deny check-windows bench fuzz fuzz-all clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 setup: ## Install what the demo needs and make its image (root, once; `make demo` does it too)
 	@scripts/setup.sh demo
@@ -36,6 +36,9 @@ lint: ## Format and lints
 
 deny: ## Licences, sources, duplicates and (where the database can be had) advisories of dependencies
 	@scripts/deny.sh
+
+check-windows: ## Type-check blockio, ext4, disk and layer for Windows (a large download, once)
+	@scripts/check-windows.sh
 
 bench: ## Compare conversion with `cp` and `mke2fs -d`, as a table
 	@scripts/bench.sh
