@@ -43,5 +43,6 @@ input development build-essential,clang,llvm-dev,libboost-all-dev,default-jdk-he
 
 cargo build --release --locked --quiet --package lcow
 cargo build --release --locked --quiet --package lcow-benches
+target/release/lcow-benches mkfs --rounds "${ROUNDS:-5}" --lcow target/release/lcow --mke2fs mke2fs
 exec target/release/lcow-benches convert --rounds "${ROUNDS:-5}" --lcow target/release/lcow --mke2fs .bench/mke2fs \
   .bench/minbase.tar .bench/development.tar

@@ -5,9 +5,10 @@
 //! each finished process. Every output is checked to exist, then deleted, so all start alike.
 //!
 //! `scripts/bench.sh` prepares inputs and peers and calls this as
-//! `lcow-benches convert --rounds N --lcow FILE --mke2fs FILE TAR…`.
+//! `lcow-benches convert --rounds N --lcow FILE --mke2fs FILE TAR…` and `lcow-benches mkfs --rounds N --lcow FILE --mke2fs FILE`.
 
 mod measure;
+mod mkfs;
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,7 @@ fn main() -> Result<()> {
     match args.next().as_deref().and_then(|a| a.to_str()) {
         Some("one") => measure::child(args),
         Some("convert") => convert(args.map(PathBuf::from).collect()),
+        Some("mkfs") => mkfs::mkfs(args.map(PathBuf::from)),
         _ => bail!("usage: lcow-benches convert --rounds N --lcow FILE --mke2fs FILE TAR…"),
     }
 }

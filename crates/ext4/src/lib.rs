@@ -5,6 +5,7 @@
 //! * [`mkfs::format`] makes a blank filesystem for a kernel to write on, and [`mkfs::set_uuid`] a clone's own identity.
 //! * [`reader`] reads any ext2/3/4 filesystem, including hostile ones.
 //! * [`mod@check`] verifies one, structure by structure, as `e2fsck -fn` would.
+//! * [`mod@dump`] shows one as text.
 //! * [`mod@format`] holds the on-disk structures that the three share.
 //!
 //! # I/O
@@ -53,6 +54,7 @@
 )]
 
 pub mod check;
+pub mod dump;
 pub mod format;
 pub mod mkfs;
 pub mod reader;

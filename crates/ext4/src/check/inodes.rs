@@ -87,6 +87,7 @@ impl<R: ReadAt> Checker<'_, R> {
     }
 
     fn check_inode(&mut self, number: u32, at: u64, raw: &[u8]) -> Step {
+        let sb = self.sb();
         let structure = Self::inode_structure(number);
         let fields = fields(raw);
         let links = fields.i_links_count.get();
@@ -100,6 +101,11 @@ impl<R: ReadAt> Checker<'_, R> {
             }
             if number == InodeNumber::ROOT.0 {
                 return self.check_absent(number);
+            }
+            // An orphan's time of deletion is the number of the next.
+            if self.dated && (1..sb.inodes).contains(&fields.i_dtime.get()) {
+                let detail = "it is of an orphan list that does not begin in the superblock";
+                self.found(structure, at, Problem::Reference, detail)?;
             }
             if !hidden {
                 if mode != 0 && fields.i_dtime.get() == 0 {
@@ -116,10 +122,9 @@ impl<R: ReadAt> Checker<'_, R> {
             return Ok(());
         }
         let unlinked = orphan || hidden;
-        let sb_checksums = self.sb().checksums();
         let parsed = self
             .fs
-            .parse_inode(InodeNumber(number), at, raw, sb_checksums, unlinked);
+            .parse_inode(InodeNumber(number), at, raw, sb.checksums(), unlinked);
         let Some(Some(inode)) = self.note(parsed)? else {
             let kind = if hidden { Kind::Hidden } else { Kind::Broken };
             self.set_state(
@@ -196,6 +201,7 @@ impl<R: ReadAt> Checker<'_, R> {
             && fields.i_blocks_high.get() == 0
             && fields.i_file_acl_lo.get() == 0
             && fields.i_size_lo.get() == 0
+            && fields.i_size_high.get() == 0
             && le32(&fields.i_block, 0) == 0;
         let [journal, user, group, project, orphans] = sb.hidden_inodes;
         let quota = sb.has_ro_compat(ro_compat::QUOTA);

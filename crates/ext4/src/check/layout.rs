@@ -109,7 +109,9 @@ impl<R: ReadAt> Checker<'_, R> {
         );
         must(
             sb.has_compat(compat::HAS_JOURNAL)
-                || (raw.s_journal_inum.get() == 0 && raw.s_journal_dev.get() == 0),
+                || (raw.s_journal_inum.get() == 0
+                    && raw.s_journal_dev.get() == 0
+                    && raw.s_journal_uuid == [0; 16]),
             Problem::Feature,
             "it names a journal, without has_journal".to_owned(),
         );

@@ -171,6 +171,8 @@ struct Checker<'a, R> {
     /// In the order of their numbers.
     directories: Vec<Dir>,
     orphans: HashSet<u32>,
+    /// Whether the filesystem is younger than 1970 and as many seconds as it has inodes: then a small time of deletion is none.
+    dated: bool,
     /// Attribute blocks: users counted, users according to the block, and where it lies.
     attribute_blocks: HashMap<u64, (u32, u32, u64)>,
     /// Inodes that hold values: how many attributes name them.
@@ -194,6 +196,7 @@ impl<'a, R: ReadAt> Checker<'a, R> {
             states: vec![Vec::new(); fs.groups.len()],
             directories: Vec::new(),
             orphans: HashSet::new(),
+            dated: true,
             attribute_blocks: HashMap::new(),
             values: HashMap::new(),
             quotas: Quotas::default(),

@@ -18,6 +18,9 @@ impl<R: ReadAt> Checker<'_, R> {
     pub(super) fn find_orphans(&mut self) -> Step {
         let sb = self.sb();
         let raw = self.raw_superblock()?;
+        // As e2fsck has it.
+        let times = [raw.s_wtime.get(), raw.s_mtime.get(), raw.s_mkfs_time.get()];
+        self.dated = !times.iter().any(|time| (1..sb.inodes).contains(time));
         let mut next = raw.s_last_orphan.get();
         while next != 0 {
             let known = next >= sb.first_inode && next <= sb.inodes;

@@ -22,6 +22,8 @@ const CONTEXTS: [(u8, usize); 2] = [(1, 28), (2, 40)];
 #[derive(Clone, Copy)]
 struct Home {
     at: u64,
+    /// Its length in bytes.
+    len: usize,
     /// In a block, where entries are hashed and sorted.
     block: bool,
     /// Whether references to values count: those of a block that inodes share count once.
@@ -40,6 +42,7 @@ impl<R: ReadAt> Checker<'_, R> {
             };
             let home = Home {
                 at: inode.body_offset,
+                len: body.len(),
                 block: false,
                 first: true,
             };
@@ -91,6 +94,7 @@ impl<R: ReadAt> Checker<'_, R> {
         };
         let home = Home {
             at,
+            len: block.len(),
             block: true,
             first,
         };
@@ -143,6 +147,11 @@ impl<R: ReadAt> Checker<'_, R> {
 
     fn check_value(&mut self, inode: &Inode, entry: &Entry<'_>, value: &[u8], home: Home) -> Step {
         let structure = Structure::Xattrs(inode.number);
+        // The kernel does not look where an empty value is said to lie; other readers take it for damage.
+        if entry.offset > home.len {
+            let detail = format!("a value at byte {}, past the end", entry.offset);
+            return self.found(structure, home.at, Problem::Malformed, detail);
+        }
         let hashed = entry.hash == entry_hash(entry.name, value)
             || entry.hash == signed_entry_hash(entry.name, value)
             || (entry.hash == 0 && !home.block);

@@ -25,6 +25,8 @@ pub(crate) struct Entry<'a> {
     pub(crate) index: u8,
     pub(crate) name: &'a [u8],
     pub(crate) hash: u32,
+    /// Where the value is said to lie, which means nothing for empty ones and those in inodes.
+    pub(crate) offset: usize,
     pub(crate) value: Value<'a>,
 }
 
@@ -90,6 +92,7 @@ pub(crate) fn entries<'a>(
             index: raw.e_name_index,
             name,
             hash: raw.e_hash.get(),
+            offset: usize::from(raw.e_value_offs.get()),
             value,
         });
         place = place.saturating_add(entry_size(name_len).max(ENTRY_SIZE));

@@ -5,6 +5,7 @@ use std::io;
 use lcow_blockio::WriteAt;
 
 use super::extents::{ExtentBuilder, Root, Run, walk};
+use super::inline::INLINE_MAX;
 use super::node::Data;
 use super::sink::is_zero;
 use super::{WriteError, Writer, inode_seed};
@@ -134,6 +135,16 @@ impl<D: WriteAt> Writer<D> {
     pub fn end_data(&mut self) -> Result<(), WriteError> {
         let mut open = self.open.take().ok_or(WriteError::NoDataOpen)?;
         let partial = open.partial();
+        if self.inline_data
+            && partial as u64 == open.size
+            && (1..=INLINE_MAX).contains(&partial)
+            && let Some(bytes) = self.sink.take_part(partial)
+        {
+            let node_data = Data::Inline(self.inline.push(&bytes));
+            let node = self.node_mut(open.inode)?;
+            (node.size, node.blocks, node.data) = (open.size, 0, node_data);
+            return Ok(());
+        }
         if partial > 0 {
             self.sink
                 .append_part(partial, &[0; BLOCK_SIZE][partial..])?;
@@ -166,6 +177,12 @@ impl<D: WriteAt> Writer<D> {
         let left = node.size.saturating_sub(offset);
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
         let buf = &mut buf[..len];
+        if let Data::Inline(at) = node.data {
+            let from = usize::try_from(offset).unwrap_or(usize::MAX);
+            let data = self.inline_data(at, node.size).get(from..);
+            buf.copy_from_slice(&data.unwrap_or_default()[..len]);
+            return Ok(len);
+        }
         buf.fill(0);
         let mut result = Ok(());
         self.each_run(node.data, &mut |run| {
@@ -198,7 +215,7 @@ impl<D: WriteAt> Writer<D> {
             }),
             Data::Tree(index) => walk(&self.trees[index], &self.sink, each)?,
             Data::None | Data::Directory { .. } | Data::Target(_) | Data::Device(_) => {}
-            Data::Value { .. } => {}
+            Data::Inline(_) | Data::Value { .. } => {}
         }
         Ok(())
     }

@@ -66,7 +66,7 @@ impl Leaf {
     }
 }
 
-fn put_entry(place: &mut [u8], inode: u32, name: &[u8], file_type: u8, rec_len: usize) {
+pub(super) fn put_entry(place: &mut [u8], inode: u32, name: &[u8], file_type: u8, rec_len: usize) {
     let header = DirEntryHeader {
         inode: inode.into(),
         rec_len: u16::try_from(rec_len).unwrap_or(u16::MAX).into(),
@@ -148,6 +148,9 @@ impl<D: WriteAt> Writer<D> {
         let seed = inode_seed(inode_of(slot));
         let mut entries: Vec<u32> = self.names.newest_first(newest).map(|(i, _)| i).collect();
         entries.reverse();
+        if self.inline_data && self.build_inline_directory(slot, parent, &entries) {
+            return Ok(false);
+        }
         let name_of = |index: u32| self.names.name(self.names.entry(index));
         let space: usize = entries.iter().map(|i| entry_size(name_of(*i).len())).sum();
         if 2 * DOT_SIZE + space <= LEAF_SPACE {
@@ -174,7 +177,7 @@ impl<D: WriteAt> Writer<D> {
         self.build_htree(slot, parent, &keys)
     }
 
-    fn dirent(&self, index: u32) -> (u32, &[u8], u8) {
+    pub(super) fn dirent(&self, index: u32) -> (u32, &[u8], u8) {
         let entry = self.names.entry(index);
         let inode = crate::InodeNumber(entry.inode);
         let code = self.file_type(inode).map_or(0, FileType::dirent_code);

@@ -10,7 +10,7 @@ use super::encode::{
 use super::extents::{Run, root_of_runs};
 use super::node::{Data, DiskTime, Kind, Node};
 use super::options::{Identity, Summary};
-use super::{BLOCKS_MAX, WriteError, Writer, inode_of};
+use super::{BLOCKS_MAX, WriteError, Writer, inline, inode_of};
 use crate::FileType;
 use crate::format::group::{BLOCK_UNINIT, GroupDescriptor, INODE_UNINIT, INODE_ZEROED};
 use crate::format::inode::{I_BLOCK_SIZE, flags};
@@ -51,6 +51,7 @@ impl<D: WriteAt> Writer<D> {
     pub fn finish(mut self, identity: &Identity) -> Result<Summary, WriteError> {
         self.refuse_open()?;
         self.finish_sets()?;
+        self.settle_inline()?;
         let mut large_dir = false;
         for slot in 0..self.nodes.len() {
             large_dir |= self.build_directory(slot, &identity.hash_seed)?;
@@ -86,6 +87,10 @@ impl<D: WriteAt> Writer<D> {
             .any(|node| node.kind == Kind::Value && node.mode != 0)
         {
             sb.s_feature_incompat |= incompat::EA_INODE;
+        }
+        let is_inline = |node: &Node| matches!(node.data, Data::Inline(_));
+        if self.nodes.iter().any(is_inline) {
+            sb.s_feature_incompat |= incompat::INLINE_DATA;
         }
         if large_dir {
             sb.s_feature_incompat |= incompat::LARGEDIR;
@@ -309,6 +314,12 @@ impl<D: WriteAt> Writer<D> {
             (atime, mtime, ctime, crtime) = (plain(checksum), plain(0), plain(0), plain(0));
             version = 1;
         }
+        let with_data;
+        let mut in_inode = placed.in_inode;
+        if let Data::Inline(at) = node.data {
+            with_data = inline::add(in_inode, self.inline_data(at, node.size));
+            in_inode = Some(&with_data);
+        }
         let directory = node.file_type() == Some(FileType::Directory);
         // `dir_nlink`: one link stands for more than can be counted.
         let links = if directory && node.links > LINK_MAX {
@@ -331,7 +342,7 @@ impl<D: WriteAt> Writer<D> {
             crtime,
             content: self.content(node),
             xattr_block: placed.block,
-            xattrs: placed.in_inode,
+            xattrs: in_inode,
         }
         .encode(number)
     }
@@ -361,6 +372,11 @@ impl<D: WriteAt> Writer<D> {
                 let len = usize::try_from(node.size).unwrap_or(0);
                 bytes[..len].copy_from_slice(self.targets.get(at, len));
             }
+            Data::Inline(at) => {
+                let data = self.inline_data(at, node.size);
+                let len = data.len().min(I_BLOCK_SIZE);
+                bytes[..len].copy_from_slice(&data[..len]);
+            }
             Data::Device([first, second]) => {
                 bytes[..4].copy_from_slice(&first.to_le_bytes());
                 bytes[4..8].copy_from_slice(&second.to_le_bytes());
@@ -374,6 +390,7 @@ impl<D: WriteAt> Writer<D> {
 
 fn inode_flags(node: &Node) -> u32 {
     let extents = match (node.file_type(), node.data) {
+        (_, Data::Inline(_)) => flags::INLINE_DATA,
         (Some(FileType::Regular | FileType::Directory), _) | (_, Data::Run { .. }) => {
             flags::EXTENTS
         }

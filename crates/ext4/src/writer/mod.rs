@@ -37,6 +37,7 @@ mod encode;
 mod error;
 mod extents;
 mod finish;
+mod inline;
 mod names;
 mod node;
 mod options;
@@ -91,6 +92,9 @@ pub struct Writer<D: WriteAt> {
     /// Blocks that were used and are not any more: first and length, in no order.
     freed: Vec<(u32, u32)>,
     open: Option<Open>,
+    /// Data of files and directories that lie in their inodes.
+    inline: Arena,
+    inline_data: bool,
     read_only: bool,
     max_size: u64,
     max_inodes: u32,
@@ -129,6 +133,8 @@ impl<D: WriteAt> Writer<D> {
             pool: Pool::default(),
             freed: Vec::new(),
             open: None,
+            inline: Arena::default(),
+            inline_data: options.inline_data,
             read_only: options.read_only,
             max_size,
             max_inodes: geometry.max_inodes,

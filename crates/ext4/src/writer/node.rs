@@ -56,6 +56,8 @@ pub(super) enum Data {
     },
     /// The target of a short symlink.
     Target(ArenaRef),
+    /// All of it in the inode.
+    Inline(ArenaRef),
     /// The first two words of `i_block`.
     Device([u32; 2]),
     /// The crc32c of an attribute's value, and its first block; `size` tells how many follow.

@@ -9,6 +9,9 @@ pub struct WriterOptions {
     pub max_size: u64,
     /// Sets the `read-only` feature, so that no kernel mounts it for writing. On by default.
     pub read_only: bool,
+    /// Keeps files of up to 128 bytes and small directories in their inodes, where their attributes leave room. Off by default:
+    /// the kernel reads it from 3.8 on, other readers often don't.
+    pub inline_data: bool,
 }
 
 impl Default for WriterOptions {
@@ -16,6 +19,7 @@ impl Default for WriterOptions {
         Self {
             max_size: 128 << 30,
             read_only: true,
+            inline_data: false,
         }
     }
 }

@@ -117,6 +117,16 @@ impl<D: WriteAt> Sink<D> {
         Ok(Some(block))
     }
 
+    /// Takes the bytes back that were appended to the block at the end of the stage, `used` of them; `None` if all are zeros,
+    /// which then stay.
+    pub(super) fn take_part(&mut self, used: usize) -> Option<Vec<u8>> {
+        let at = self.stage.len() - used;
+        if is_zero(&self.stage[at..]) {
+            return None;
+        }
+        Some(self.stage.split_off(at))
+    }
+
     /// Writes the stage out. It must hold whole blocks.
     pub(super) fn flush(&mut self) -> Result<(), WriteError> {
         if !self.stage.is_empty() {

@@ -112,9 +112,11 @@ impl Model {
     }
 }
 
-fn run(calls: &[Call]) {
+fn run(calls: &[Call], inline: bool) {
     let image = Image::new();
-    let mut w = Writer::new(image.disk(), &WriterOptions::default()).unwrap();
+    let mut options = WriterOptions::default();
+    options.inline_data = inline;
+    let mut w = Writer::new(image.disk(), &options).unwrap();
     let mut model = Model {
         directories: vec![2],
         ..Model::default()
@@ -232,7 +234,11 @@ fn run(calls: &[Call]) {
     }
     w.finish(&IDENTITY).unwrap();
     crate::support::clean(image.path());
-    check(&image, &model);
+    check_ours(&image, &model);
+    // It knows no inline data.
+    if !inline {
+        check(&image, &model);
+    }
 }
 
 /// Reads all of it with ext4-view, which shares no line with the writer.
@@ -263,11 +269,34 @@ fn check(image: &Image, model: &Model) {
     assert!(left.is_empty(), "missing: {left:?}");
 }
 
+/// The same with the crate's own reader.
+fn check_ours(image: &Image, model: &Model) {
+    let disk = image.disk();
+    let fs = lcow_ext4::reader::Filesystem::open(&disk).unwrap();
+    let mut left = model.entries.clone();
+    for directory in &model.directories {
+        let dir = fs.inode(InodeNumber(*directory)).unwrap();
+        for entry in fs.read_dir(&dir).unwrap() {
+            let child = left.remove(&(*directory, entry.name)).unwrap();
+            assert_eq!(child, entry.inode.0);
+            let inode = fs.inode(entry.inode).unwrap();
+            if let Some(content) = model.files.get(&child) {
+                let mut read = vec![1; content.len() + 1];
+                let n = fs.read_at(&inode, 0, &mut read).unwrap();
+                assert!(read[..n] == *content, "{child}");
+            } else if let Some(target) = model.links.get(&child) {
+                assert_eq!(fs.read_link(&inode).unwrap(), *target);
+            }
+        }
+    }
+    assert!(left.is_empty(), "missing: {left:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_sequence_of_calls_gives_what_it_says(calls in prop::collection::vec(call(), 0..120)) {
-        run(&calls);
+    fn any_sequence_of_calls_gives_what_it_says(calls in prop::collection::vec(call(), 0..120), inline in any::<bool>()) {
+        run(&calls, inline);
     }
 }

@@ -343,12 +343,13 @@ fn mend(bytes: &mut [u8], place: Place, at: usize) {
     } else {
         Checksum::from_uuid(&sb.s_uuid)
     };
+    if place == Place::Superblock {
+        let sum = sb.checksum();
+        bytes[2044..2048].copy_from_slice(&sum.to_le_bytes());
+        return;
+    }
     let block_size = 1024usize << sb.s_log_block_size.get();
     match place {
-        Place::Superblock => {
-            let sum = sb.checksum();
-            bytes[2044..2048].copy_from_slice(&sum.to_le_bytes());
-        }
         Place::Inodes => {
             let size = usize::from(sb.s_inode_size.get());
             for group in 0..groups(bytes) {
@@ -403,7 +404,7 @@ fn mend(bytes: &mut [u8], place: Place, at: usize) {
                 bytes[start..start + size].copy_from_slice(&d.as_bytes()[..size]);
             }
         }
-        Place::Other => {}
+        Place::Superblock | Place::Other => {}
     }
 }
 
@@ -413,7 +414,7 @@ fn written(inline: bool) -> Vec<u8> {
     let mut options = WriterOptions::default();
     options.max_size = 64 << 20;
     options.read_only = false;
-    let _ = inline;
+    options.inline_data = inline;
     let mut w = Writer::new(&disk, &options).unwrap();
     let meta = Metadata {
         permissions: 0o755,
@@ -463,6 +464,7 @@ fn patients() -> Vec<Patient> {
         .map(|(name, bytes)| Patient::new(name, bytes.clone()))
         .collect();
     list.push(Patient::new("the writer's", written(false)));
+    list.push(Patient::new("the writer's, inline", written(true)));
     let disk = MemDisk::new();
     let options = FormatOptions {
         size: 16 << 20,

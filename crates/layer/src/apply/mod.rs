@@ -61,6 +61,8 @@ pub enum Salt {
 pub struct ApplyOptions {
     /// Turns OCI whiteouts into overlayfs's; off, `.wh.` names are names like any other. On by default.
     pub overlay: bool,
+    /// Keeps small files and directories in their inodes ([`WriterOptions::inline_data`]). Off by default.
+    pub inline: bool,
     /// The largest disk to make, in bytes: up to 16 TiB, 128 GiB by default. Part of what the disk's bytes follow from.
     pub max_size: u64,
     /// Puts a fixed VHD's footer behind the file system. Off by default.
@@ -77,6 +79,7 @@ impl Default for ApplyOptions {
     fn default() -> Self {
         Self {
             overlay: true,
+            inline: false,
             max_size: 128 << 30,
             vhd: false,
             verity: None,
@@ -129,6 +132,7 @@ pub fn apply<D: WriteAt>(
 ) -> Result<Applied, ApplyError> {
     let mut writer_options = WriterOptions::default();
     writer_options.max_size = options.max_size;
+    writer_options.inline_data = options.inline;
     let writer = Writer::new(&disk, &writer_options)?;
     let record = match split {
         Some(_) => Some(SplitWriter::new().map_err(|e| sidecar(0, e))?),

@@ -2,6 +2,7 @@
 
 use lcow_blockio::ReadAt;
 use lcow_ext4::FileType;
+use lcow_ext4::check::{CheckOptions, check};
 use lcow_layer::ErrorKind;
 use lcow_layer::apply::{ApplyError, ApplyOptions, Refusal, Salt};
 use lcow_layer::export::{ExactError, exact};
@@ -45,7 +46,18 @@ fn shape(tree: &Tree) -> String {
 fn applied(tar: &[u8], options: &ApplyOptions) -> Tree {
     let made = make_with(tar, options).unwrap();
     assert_exact(&made, tar);
-    tree(&made.disk)
+    let plain = tree(&made.disk);
+    // The same with small files and directories in their inodes.
+    let options = ApplyOptions {
+        inline: true,
+        ..options.clone()
+    };
+    let made = make_with(tar, &options).unwrap();
+    assert_exact(&made, tar);
+    let report = check(&made.disk, &CheckOptions::default()).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(shape(&tree(&made.disk)), shape(&plain));
+    plain
 }
 
 pub(crate) fn assert_exact(made: &Made, tar: &[u8]) {

@@ -12,5 +12,6 @@ mod overlay;
 mod sidecar;
 mod support;
 mod tars;
+mod traps;
 mod unions;
 mod weird;

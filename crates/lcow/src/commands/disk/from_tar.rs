@@ -48,6 +48,9 @@ pub(crate) struct FromTar {
     /// Turn a layer's whiteouts (.wh.NAME) into overlayfs's
     #[arg(long)]
     overlay: bool,
+    /// Keep small files and directories in their inodes (ext4's inline_data)
+    #[arg(long)]
+    inline: bool,
     /// Also write what it takes to get the tar back byte for byte
     #[arg(long, value_name = "FILE")]
     split: Option<PathBuf>,
@@ -95,6 +98,7 @@ impl FromTar {
         };
         let mut options = ApplyOptions {
             overlay: self.overlay,
+            inline: self.inline,
             vhd: self.vhd,
             verity: self.verity.then(|| match &self.verity_salt {
                 Some(salt) => Salt::Given(salt.0.clone()),

@@ -5,6 +5,7 @@ use clap::Args;
 use lcow_blockio::ReadAt;
 use lcow_disk::verity::Tree;
 use lcow_disk::vhd;
+use lcow_ext4::dump::{DumpError, dump};
 use lcow_ext4::reader::Journal;
 use serde::Serialize;
 
@@ -17,6 +18,9 @@ use crate::output;
 pub(crate) struct Inspect {
     #[command(flatten)]
     source: Source,
+    /// Print the whole file system as text: superblock, groups, inodes, extents, directories, attributes
+    #[arg(long)]
+    dump: bool,
 }
 
 #[derive(Serialize)]
@@ -57,6 +61,15 @@ struct Verity {
 
 impl Inspect {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
+        if self.dump {
+            let fs = self.source.open()?;
+            let mut out = output::stdout();
+            return match dump(&fs, &mut out) {
+                Err(DumpError::Read(error)) => Err(self.source.failed(error)),
+                Err(error) => Err(error.into()),
+                Ok(()) => Ok(()),
+            };
+        }
         let range = self.source.range()?;
         let size = range.size()?;
         // Shown as what it is; what the file system is does not depend on it.
