@@ -3,7 +3,7 @@
 use crate::support::{config, need_qemu, sh, userland};
 use lcow_driver::{
     Against, ApplyRequest, Cancel, ChangeKind, GraphDriver, Input, Isolation, LayerId, OpenOptions,
-    SandboxOptions, Store,
+    Options, SandboxOptions, Store,
 };
 use lcow_uvm::{ExitStatus, UtilityVms};
 use std::path::Path;
@@ -26,6 +26,8 @@ fn driver(dir: &Path) -> GraphDriver<UtilityVms> {
 
     let open = OpenOptions {
         isolation: Isolation::InProcess,
+        // The disks that machines get end in a hash tree here, which must not be in the kernel's way.
+        options: Options::parse(["lcow.verity=true"]).unwrap(),
         ..OpenOptions::default()
     };
     let store = Store::open(&dir.join("store"), open).unwrap();
