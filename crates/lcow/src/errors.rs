@@ -5,8 +5,10 @@ use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
+use lcow_disk::ContainerError;
 use lcow_disk::verity::VerityError;
 use lcow_disk::vhd::VhdError;
+use lcow_disk::vhdx::VhdxError;
 use lcow_driver::DriverError;
 use lcow_ext4::reader::{ReadError, ReadErrorKind};
 use lcow_image::ImageError;
@@ -174,12 +176,28 @@ fn kind_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
     if let Some(e) = error.downcast_ref::<ExactError>() {
         return Some(layer(e.kind()));
     }
+    let vhd = |e: &VhdError| match e {
+        VhdError::Corrupt { .. } => "corrupt",
+        VhdError::Unsupported { .. } => "unsupported",
+        VhdError::Differencing | VhdError::Size { .. } => "refused",
+        VhdError::Io { .. } => "io",
+    };
+    let vhdx = |e: &VhdxError| match e {
+        VhdxError::Corrupt { .. } => "corrupt",
+        VhdxError::Unsupported { .. } => "unsupported",
+        VhdxError::Differencing | VhdxError::Refused { .. } => "refused",
+        VhdxError::Io { .. } => "io",
+    };
     if let Some(e) = error.downcast_ref::<VhdError>() {
+        return Some(vhd(e));
+    }
+    if let Some(e) = error.downcast_ref::<VhdxError>() {
+        return Some(vhdx(e));
+    }
+    if let Some(e) = error.downcast_ref::<ContainerError>() {
         return Some(match e {
-            VhdError::Corrupt { .. } => "corrupt",
-            VhdError::Unsupported { .. } => "unsupported",
-            VhdError::Differencing | VhdError::Size { .. } => "refused",
-            VhdError::Io { .. } => "io",
+            ContainerError::Vhd(e) => vhd(e),
+            ContainerError::Vhdx(e) => vhdx(e),
         });
     }
     if let Some(e) = error.downcast_ref::<VerityError>() {
@@ -214,7 +232,9 @@ fn kind_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
             _ => None,
         };
     }
-    error.downcast_ref::<io::Error>().map(|_| "io")
+    let e = error.downcast_ref::<io::Error>()?;
+    // Reading from a container fails with the container's error in it.
+    e.get_ref().and_then(|e| kind_of(e)).or(Some("io"))
 }
 
 fn hint(error: &anyhow::Error) -> Option<String> {

@@ -14,7 +14,7 @@ pub use ager::Ager;
 pub use archive::read_tar;
 pub use corpora::{Corpora, workspace_root};
 pub use oracle::{LoopMount, e2fsck, have, is_root, run};
-pub use pages::page_table;
+pub use pages::{page_table, page_tables};
 pub use tree::{Entry, Tree, differences, hex, kernel_tree};
 
 /// Ends the test with a line that says why it can't run here.

@@ -22,6 +22,13 @@ pub(super) const HOST_WINDOWS: u32 = 0x5769_326b;
 /// "Creator Version" 10.0, as Hyper-V writes.
 pub(super) const CREATOR_VERSION: u32 = 0x000a_0000;
 
+/// "Cookie" of the dynamic header.
+pub(super) const DYNAMIC_COOKIE: [u8; 8] = *b"cxsparse";
+/// "Header Version": major 1, minor 0.
+pub(super) const DYNAMIC_VERSION: u32 = 0x0001_0000;
+/// An entry of a dynamic disk's table without a block.
+pub(super) const UNUSED_BLOCK: u32 = u32::MAX;
+
 pub(super) const TYPE_FIXED: u32 = 2;
 pub(super) const TYPE_DYNAMIC: u32 = 3;
 pub(super) const TYPE_DIFFERENCING: u32 = 4;
@@ -37,6 +44,20 @@ pub struct Creator(pub [u8; 4]);
 impl Creator {
     /// Hyper-V: the size is the footer's "Current Size".
     pub const HYPER_V: Self = Self(*b"win ");
+    /// Virtual PC: a guest sees a disk of as many bytes as the geometry says.
+    pub const VIRTUAL_PC: Self = Self(*b"vpc ");
+}
+
+/// "Disk Type", as far as it is read here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The disk's bytes, one after another.
+    Fixed,
+    /// Blocks that take space when they are first written.
+    Dynamic {
+        /// Where the dynamic header is, in bytes ("Data Offset").
+        header_offset: u64,
+    },
 }
 
 /// "Disk Geometry".
@@ -165,9 +186,7 @@ impl RawFooter {
 
     /// The checksum that the other bytes call for.
     pub(super) fn sum(&self) -> u32 {
-        let all: u32 = self.as_bytes().iter().map(|&b| u32::from(b)).sum();
-        let own: u32 = self.checksum.as_bytes().iter().map(|&b| u32::from(b)).sum();
-        !all.wrapping_sub(own)
+        checksum(self.as_bytes(), self.checksum)
     }
 
     pub(super) fn validate(&self) -> Result<Footer, Fault> {
@@ -184,20 +203,18 @@ impl RawFooter {
             let kind = format!("version {:#010x}", self.file_format_version.get());
             return Err(Fault::Other(VhdError::Unsupported { kind }));
         }
-        match self.disk_type.get() {
-            TYPE_FIXED => {}
+        let kind = match self.disk_type.get() {
+            TYPE_FIXED => Kind::Fixed,
             TYPE_DIFFERENCING => return Err(Fault::Other(VhdError::Differencing)),
-            TYPE_DYNAMIC => {
-                return Err(Fault::Other(VhdError::Unsupported {
-                    kind: "dynamic".into(),
-                }));
-            }
+            TYPE_DYNAMIC => Kind::Dynamic {
+                header_offset: self.data_offset.get(),
+            },
             other => {
                 return Err(Fault::Other(VhdError::Unsupported {
                     kind: format!("type {other}"),
                 }));
             }
-        }
+        };
         let current_size = self.current_size.get();
         if !current_size.is_multiple_of(SECTOR) {
             return Err(Fault::Corrupt(format!(
@@ -205,6 +222,7 @@ impl RawFooter {
             )));
         }
         Ok(Footer {
+            kind,
             current_size,
             unique_id: self.unique_id,
             creator: Creator(self.creator_application),
@@ -215,4 +233,52 @@ impl RawFooter {
             },
         })
     }
+}
+
+/// The header of a dynamic disk (VHD "Dynamic Disk Header Format").
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct RawDynamicHeader {
+    /// `cxsparse`.
+    pub cookie: [u8; 8],
+    /// All ones.
+    pub data_offset: U64,
+    /// Where the block allocation table is, in bytes.
+    pub table_offset: U64,
+    /// Version of the header: 0x00010000.
+    pub header_version: U32,
+    /// Entries of the table.
+    pub max_table_entries: U32,
+    /// Size of a block, in bytes, without its bitmap.
+    pub block_size: U32,
+    /// One's complement of the sum of all other bytes.
+    pub checksum: U32,
+    /// Differencing disks only.
+    pub parent_unique_id: [u8; 16],
+    /// Differencing disks only.
+    pub parent_time_stamp: U32,
+    /// Zero.
+    pub reserved: U32,
+    /// Differencing disks only.
+    pub parent_unicode_name: [u8; 512],
+    /// Differencing disks only.
+    pub parent_locator_entries: [u8; 192],
+    /// Zeros.
+    pub reserved2: [u8; 256],
+}
+
+const _: () = assert!(size_of::<RawDynamicHeader>() == 1024);
+
+impl RawDynamicHeader {
+    /// The checksum that the other bytes call for.
+    pub(super) fn sum(&self) -> u32 {
+        checksum(self.as_bytes(), self.checksum)
+    }
+}
+
+/// One's complement of the sum of all bytes but those of the checksum.
+fn checksum(all: &[u8], own: U32) -> u32 {
+    let all: u32 = all.iter().map(|&b| u32::from(b)).sum();
+    let own: u32 = own.as_bytes().iter().map(|&b| u32::from(b)).sum();
+    !all.wrapping_sub(own)
 }

@@ -4,7 +4,7 @@ use lcow_blockio::ReadAt;
 
 use super::bat::{self, Slot, State};
 use super::error::{Structure, VhdxError};
-use super::format::MIB;
+use super::format::{Guid, MIB};
 use super::layout::{self, Info};
 use super::replay::Replayed;
 use super::space::Space;
@@ -85,6 +85,10 @@ pub fn check<R: ReadAt>(disk: R) -> Result<Report, VhdxError> {
     if replay.entries > 0 {
         let note = format!("the log has entries to replay: {}", replay.entries);
         report.notes.push(note);
+    } else if header.log_guid() != Guid::ZERO {
+        report
+            .notes
+            .push("the log is in use, and has no whole entry".into());
     }
     if let Some((offset, detail)) = &header.other {
         let note = format!("the header at byte {offset} is not in use: {detail}");

@@ -316,12 +316,15 @@ impl Inner {
     /// A place for a block, empty.
     fn allocate<D: WriteAt>(&mut self, file: &D) -> Result<Mib, VhdxError> {
         let len = u64::from(self.layout.info.block_size);
-        if let Some(mib) = self.space.reuse(len) {
-            file.zero_range(mib.bytes(), len)
-                .map_err(VhdxError::io("zeroing", mib.bytes()))?;
-            return Ok(mib);
-        }
-        let mib = self.space.append(len);
+        let mib = match self.space.reuse(len) {
+            Some(mib) => {
+                file.zero_range(mib.bytes(), len)
+                    .map_err(VhdxError::io("zeroing", mib.bytes()))?;
+                mib
+            }
+            None => self.space.append(len),
+        };
+        // Also where a crash left a file that ends within a MiB.
         self.grow_file(file, mib.bytes().saturating_add(len))?;
         Ok(mib)
     }

@@ -271,6 +271,7 @@ impl Items {
             (PHYSICAL_SECTOR_SIZE, 4),
         ];
         let mut places = [None; 5];
+        let mut taken = Vec::new();
         let mut seen = HashSet::new();
         let entries = rest
             .chunks_exact(size_of::<RawMetadataEntry>())
@@ -288,6 +289,10 @@ impl Items {
                     "item {guid} of {length} bytes at byte {offset} of the region"
                 )));
             }
+            taken.push(Extent {
+                start: offset,
+                len: length,
+            });
             let which = known.iter().position(|(id, _)| *id == guid);
             if flags & IS_USER != 0 {
                 // A user's item: the same GUID means something else, and none is known here.
@@ -307,6 +312,14 @@ impl Items {
                 let what = format!("a required metadata item {guid}");
                 return Err(VhdxError::Unsupported { what });
             }
+        }
+        taken.retain(|item| item.len > 0);
+        taken.sort();
+        if let Some(pair) = taken.windows(2).find(|p| p[0].overlaps(p[1])) {
+            let shared = pair[1].start;
+            return Err(corrupt(format!(
+                "two items share byte {shared} of the region"
+            )));
         }
         let place = |which: usize| {
             places[which].ok_or_else(|| corrupt(format!("no item {}", known[which].0)))

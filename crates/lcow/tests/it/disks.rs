@@ -355,3 +355,172 @@ fn failures_leave_no_file() {
     let output = lab.run(&["disk", "cat", "cut.tar", "x"]);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
 }
+
+/// A disk of 40 MiB with a few files in it.
+fn small_disk(lab: &Lab) {
+    let files = tar(&[("etc/motd", b"hello\n"), ("big", &noise(3_000_000, 5))]);
+    let input = lab.write("in.tar", &files);
+    lab.ok(&["disk", "from-tar", "-i", str(&input), "-o", "a.ext4"]);
+}
+
+#[test]
+fn a_disk_in_every_container() {
+    let lab = Lab::new();
+    small_disk(&lab);
+    let original = std::fs::read(lab.path("a.ext4")).unwrap();
+    lab.ok(&["disk", "convert", "a.ext4", "a.vhdx"]);
+    lab.ok(&["disk", "convert", "a.vhdx", "b.vhd"]);
+    lab.ok(&[
+        "disk",
+        "convert",
+        "b.vhd",
+        "c.disk",
+        "--to",
+        "vhdx",
+        "--block-size",
+        "2M",
+    ]);
+    lab.ok(&["disk", "convert", "c.disk", "d.img", "--from", "vhdx"]);
+    assert!(std::fs::read(lab.path("d.img")).unwrap() == original);
+    let vhd = std::fs::read(lab.path("b.vhd")).unwrap();
+    assert!(vhd[..original.len()] == original && vhd[original.len()..].starts_with(b"conectix"));
+
+    // The id goes along.
+    let [a, b, c] = [&["a.vhdx"][..], &["b.vhd"], &["c.disk", "--format", "vhdx"]]
+        .map(|args| lab.json(&[&["disk", "inspect"], args].concat()));
+    assert_eq!(a[0]["vhdx"]["id"], c[0]["vhdx"]["id"]);
+    assert_eq!(b[0]["vhd"]["size"], original.len());
+    assert_eq!(c[0]["vhdx"]["block_size"], 2 << 20);
+    assert_eq!(a[0]["size"], original.len());
+
+    // The other commands look into it.
+    for disk in [
+        &["a.vhdx"][..],
+        &["b.vhd"],
+        &["b.vhd", "--format", "vhd"],
+        &["c.disk", "--format", "vhdx"],
+    ] {
+        let args = |command| [&["disk", command], disk].concat();
+        assert_eq!(lab.ok(&args("ls")), "big\netc/\n", "{disk:?}");
+        assert_eq!(
+            lab.ok(&[args("cat"), vec!["/etc/motd"]].concat()),
+            "hello\n"
+        );
+        assert!(lab.ok(&args("verify")).starts_with("ok"));
+    }
+    let tars =
+        [&["a.vhdx"][..], &["a.ext4"]].map(|d| lab.run(&[&["disk", "to-tar"], d].concat()).stdout);
+    assert!(tars[0] == tars[1] && !tars[0].is_empty());
+    if lcow_testkit::have("qemu-img") {
+        for (name, format) in [("a.vhdx", "vhdx"), ("b.vhd", "vpc"), ("c.disk", "vhdx")] {
+            let compare = ["compare", "-f", "raw", "-F", format, "a.ext4", name];
+            let output = std::process::Command::new("qemu-img")
+                .args(compare)
+                .current_dir(lab.directory.path())
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{name}: {output:?}");
+        }
+        lcow_testkit::run(
+            "qemu-img",
+            ["check", "-f", "vhdx", str(&lab.path("a.vhdx"))],
+        );
+        // A dynamic VHD is read, and only when it is said to be one.
+        let (from, to) = (lab.path("a.ext4"), lab.path("q.vhd"));
+        let options = "subformat=dynamic,force_size=on";
+        lcow_testkit::run(
+            "qemu-img",
+            [
+                "convert",
+                "-f",
+                "raw",
+                "-O",
+                "vpc",
+                "-o",
+                options,
+                str(&from),
+                str(&to),
+            ],
+        );
+        let error = lab.fails(1, &["disk", "ls", "q.vhd"]);
+        assert!(error.contains("--format"), "{error}");
+        lab.ok(&["disk", "verify", "q.vhd", "--format", "vhd"]);
+        lab.ok(&["disk", "convert", "q.vhd", "e.img"]);
+        assert!(std::fs::read(lab.path("e.img")).unwrap() == original);
+    }
+}
+
+#[test]
+fn only_data_is_copied() {
+    use std::os::unix::fs::MetadataExt;
+    let lab = Lab::new();
+    let file = std::fs::File::create(lab.path("a.img")).unwrap();
+    // An odd length, and zeros that are there next to data.
+    file.set_len((3 << 30) + 100).unwrap();
+    let mut data = vec![0; 2 << 20];
+    data[..9000].fill(7);
+    std::os::unix::fs::FileExt::write_all_at(&file, &data, (1 << 30) - 4096).unwrap();
+    lab.ok(&["disk", "convert", "a.img", "a.vhdx"]);
+    lab.ok(&["disk", "convert", "a.vhdx", "a.vhd"]);
+    lab.ok(&["disk", "convert", "a.vhd", "b.img"]);
+    for name in ["a.vhdx", "a.vhd", "b.img"] {
+        let allocated = std::fs::metadata(lab.path(name)).unwrap().blocks() * 512;
+        assert!(allocated < 300 << 10, "{name}: {allocated}");
+    }
+    // Filled up to a sector.
+    assert_eq!(
+        std::fs::metadata(lab.path("b.img")).unwrap().len(),
+        (3 << 30) + 512
+    );
+    assert!(std::fs::metadata(lab.path("a.vhdx")).unwrap().len() < 8 << 20);
+    let back = std::fs::File::open(lab.path("b.img")).unwrap();
+    let mut found = vec![1; data.len()];
+    std::os::unix::fs::FileExt::read_exact_at(&back, &mut found, (1 << 30) - 4096).unwrap();
+    assert!(found == data);
+}
+
+#[test]
+fn a_container_that_can_not_be_read_leaves_nothing() {
+    let lab = Lab::new();
+    small_disk(&lab);
+    lab.ok(&["disk", "convert", "a.ext4", "good.vhdx"]);
+    let good = std::fs::read(lab.path("good.vhdx")).unwrap();
+    // A place of a block that is behind the end: found when it is read, and by verify.
+    let mut late = good.clone();
+    late[(3 << 20) + 16..][..8].copy_from_slice(&(6_u64 | 900 << 20).to_le_bytes());
+    lab.write("late.vhdx", &late);
+    lab.write("cut.vhdx", &good[..good.len() / 2]);
+    lab.write("headers.vhdx", &good[..1 << 20]);
+    let mut parent = good.clone();
+    parent[(2 << 20) + 65540] = 2;
+    lab.write("parent.vhdx", &parent);
+    let files = || std::fs::read_dir(lab.directory.path()).unwrap().count();
+    let before = files();
+    for (name, expected) in [
+        ("late.vhdx", "block allocation table"),
+        ("cut.vhdx", "the file has"),
+        ("headers.vhdx", "region"),
+        ("parent.vhdx", "differencing"),
+    ] {
+        let error = lab.fails(1, &["disk", "convert", name, "out.img"]);
+        assert!(error.contains(expected), "{name}: {error}");
+        let error = lab.fails(1, &["disk", "verify", name]);
+        assert!(error.contains(expected), "{name}: {error}");
+    }
+    let error = lab.fails(
+        1,
+        &["disk", "convert", "a.ext4", "out.img", "--from", "vhdx"],
+    );
+    assert!(error.contains("say which"), "{error}");
+    let error = lab.fails(
+        2,
+        &["disk", "convert", "a.ext4", "x.vhdx", "--block-size", "3M"],
+    );
+    assert!(error.contains("powers of two"), "{error}");
+    let error = lab.fails(
+        1,
+        &["disk", "convert", "a.ext4", "x.vhd", "--block-size", "2M"],
+    );
+    assert!(error.contains("--to vhdx"), "{error}");
+    assert_eq!(files(), before);
+}

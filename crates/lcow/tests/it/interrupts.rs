@@ -94,6 +94,34 @@ fn a_conversion_that_is_interrupted_leaves_no_file() {
 }
 
 #[test]
+fn a_copy_to_another_container_that_is_interrupted_leaves_no_file() {
+    let lab = Lab::new();
+    lab.write("large.img", &vec![7; 256 << 20]);
+    let half_made = || {
+        let mut entries = std::fs::read_dir(lab.directory.path()).unwrap();
+        entries.any(|e| e.unwrap().file_name().to_string_lossy().ends_with(".part"))
+    };
+    // A signal may come after the end: then it is tried again.
+    for _ in 0..10 {
+        let mut command = lab.command(&["disk", "convert", "large.img", "large.vhdx"]);
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        eventually("the conversion", 20, || {
+            half_made() || child.try_wait().unwrap().is_some()
+        });
+        signal(&child, "INT");
+        let status = child.wait().unwrap();
+        assert!(!half_made());
+        if status.signal() == Some(2) {
+            assert!(!lab.path("large.vhdx").exists());
+            return;
+        }
+        assert!(status.success());
+        std::fs::remove_file(lab.path("large.vhdx")).unwrap();
+    }
+    panic!("no signal came in time");
+}
+
+#[test]
 fn a_run_that_is_interrupted_leaves_nothing() {
     if !lcow_testkit::have("qemu-system-x86_64") {
         lcow_testkit::skip!("QEMU is not installed");

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use lcow_blockio::ReadAt;
 use lcow_disk::verity::Tree;
-use lcow_disk::vhd;
+use lcow_disk::{Container, vhd, vhdx};
 use lcow_ext4::dump::{DumpError, dump};
 use lcow_ext4::reader::Journal;
 use serde::Serialize;
@@ -32,6 +32,7 @@ struct Report {
     vhd: Option<Footer>,
     /// The dm-verity tree, if there is one behind the file system.
     verity: Option<Verity>,
+    vhdx: Option<Vhdx>,
     uuid: String,
     label: String,
     block_size: u64,
@@ -47,6 +48,8 @@ struct Report {
 
 #[derive(Serialize)]
 struct Footer {
+    #[serde(rename = "type")]
+    kind: &'static str,
     size: u64,
     id: String,
 }
@@ -57,6 +60,47 @@ struct Verity {
     root_hash: String,
     salt: String,
     uuid: String,
+}
+
+impl Footer {
+    fn new(footer: &vhd::Footer) -> Self {
+        Self {
+            kind: match footer.kind {
+                vhd::Kind::Fixed => "fixed",
+                vhd::Kind::Dynamic { .. } => "dynamic",
+            },
+            size: footer.current_size,
+            id: uuid(&footer.unique_id),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Vhdx {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    size: u64,
+    block_size: u32,
+    sector_size: u32,
+    id: String,
+    /// Entries of the log that were replayed in memory.
+    log_entries: usize,
+}
+
+impl Vhdx {
+    fn new(info: &vhdx::Info) -> Self {
+        Self {
+            kind: match info.fixed {
+                true => "fixed",
+                false => "dynamic",
+            },
+            size: info.virtual_size,
+            block_size: info.block_size,
+            sector_size: info.logical_sector_size,
+            id: info.id.to_string(),
+            log_entries: info.replayed,
+        }
+    }
 }
 
 impl Inspect {
@@ -72,11 +116,18 @@ impl Inspect {
         }
         let range = self.source.range()?;
         let size = range.size()?;
-        // Shown as what it is; what the file system is does not depend on it.
-        let footer = vhd::open(&range).ok().map(|(footer, _)| Footer {
-            size: footer.current_size,
-            id: uuid(&footer.unique_id),
-        });
+        let (footer, vhdx) = match &super::open_container(&self.source.disk, self.source.format())?
+        {
+            // Shown as what it is; what the file system is does not depend on it.
+            Container::Raw(_) => {
+                let footer = vhd::open(&range)
+                    .ok()
+                    .map(|(footer, _)| Footer::new(&footer));
+                (footer, None)
+            }
+            Container::Vhd(disk) => (Some(Footer::new(disk.footer())), None),
+            Container::Vhdx(disk) => (None, Some(Vhdx::new(disk.info()))),
+        };
         let fs = self.source.open()?;
         let info = fs.info();
         let filesystem_size = info.blocks.saturating_mul(info.block_size);
@@ -93,6 +144,7 @@ impl Inspect {
             size,
             vhd: footer,
             verity,
+            vhdx,
             uuid: uuid(&info.uuid),
             label: output::printable(&info.label),
             block_size: info.block_size,
@@ -117,18 +169,33 @@ impl Inspect {
         }
         let human = |bytes: u64| format!("{bytes} bytes ({})", output::size(bytes));
         let vhd = match &report.vhd {
-            Some(footer) => format!("fixed, {}, id {}", human(footer.size), footer.id),
+            Some(footer) => format!("{}, {}, id {}", footer.kind, human(footer.size), footer.id),
+            None if report.vhdx.is_some() => String::new(),
             None => "no footer".to_owned(),
         };
         let verity = match &report.verity {
             Some(v) => format!("root hash {}, salt {}", v.root_hash, v.salt),
             None => "no tree".to_owned(),
         };
+        let vhdx = report.vhdx.as_ref().map_or_else(String::new, |disk| {
+            let log = match disk.log_entries {
+                0 => String::new(),
+                n => format!(", {n} log entries replayed"),
+            };
+            format!(
+                "{}, {}, blocks of {}, id {}{log}",
+                disk.kind,
+                human(disk.size),
+                output::size(disk.block_size.into()),
+                disk.id
+            )
+        });
         let rows = [
             ("Disk", report.disk),
             ("Length", human(report.size)),
             ("VHD", vhd),
             ("Verity", verity),
+            ("VHDX", vhdx),
             ("UUID", report.uuid),
             ("Label", report.label),
             ("File system", human(report.filesystem_size)),

@@ -1,5 +1,6 @@
 //! `lcow disk`: disks, without a store.
 
+mod convert;
 pub(crate) mod flatten;
 mod from_tar;
 mod inspect;
@@ -12,9 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use lcow_blockio::{FileDisk, ReadAt, SubRange};
-use lcow_disk::{verity, vhd};
+use lcow_disk::{Container, ContainerError, verity, vhd};
 use lcow_ext4::check::{CheckOptions, Report, check};
 use lcow_ext4::reader::{Filesystem, ReadError, ReadErrorKind};
 
@@ -32,6 +33,7 @@ pub(crate) enum Disk {
     Inspect(inspect::Inspect),
     Verify(verify::Verify),
     Mkfs(mkfs::Mkfs),
+    Convert(convert::Convert),
 }
 
 impl Disk {
@@ -45,16 +47,47 @@ impl Disk {
             Self::Inspect(command) => command.run(context),
             Self::Verify(command) => command.run(context),
             Self::Mkfs(command) => command.run(context),
+            Self::Convert(command) => command.run(context),
         }
     }
 }
 
-/// A disk to read: an ext2, ext3 or ext4 file system, with or without a VHD footer behind it.
+/// What a disk is wrapped in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// The disk's bytes alone
+    Raw,
+    /// Fixed or dynamic VHD
+    Vhd,
+    /// VHDX
+    Vhdx,
+}
+
+impl From<Format> for lcow_disk::Format {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Raw => Self::Raw,
+            Format::Vhd => Self::Vhd,
+            Format::Vhdx => Self::Vhdx,
+        }
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        lcow_disk::Format::from(*self).fmt(f)
+    }
+}
+
+/// A disk to read: an ext2, ext3 or ext4 file system, with or without a VHD footer behind it, or in a container.
 #[derive(Debug, Args)]
 struct Source {
     /// The disk: a file or a block device
     #[arg(value_name = "DISK")]
     disk: PathBuf,
+    /// What the disk is wrapped in; a fixed VHD is read as a raw disk just as well [default: vhdx for names ending in .vhdx, else raw]
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Format>,
     /// Where the file system begins, in bytes: that of a partition
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     offset: u64,
@@ -63,20 +96,23 @@ struct Source {
     length: Option<u64>,
 }
 
-type SourceDisk = SubRange<FileDisk>;
+type SourceDisk = SubRange<Container<FileDisk>>;
 
 impl Source {
+    fn format(&self) -> Format {
+        self.format
+            .unwrap_or_else(|| match Format::of_name(&self.disk) {
+                // A footer is behind the file system, and disks without one are named so, too.
+                Format::Vhd => Format::Raw,
+                other => other,
+            })
+    }
+
     /// The range of the disk that was asked for.
     fn range(&self) -> Result<SourceDisk> {
         let path = &self.disk;
         let opening = || format!("opening {}", path.display());
-        if std::fs::metadata(path).with_context(opening)?.is_dir() {
-            return Err(hinted(
-                format!("{} is a directory, not a disk", path.display()),
-                "name the disk's file",
-            ));
-        }
-        let disk = FileDisk::open(path).with_context(opening)?;
+        let disk = open_container(path, self.format())?;
         let size = disk.size().with_context(opening)?;
         let Some(rest) = size.checked_sub(self.offset) else {
             return Err(hinted(
@@ -130,6 +166,9 @@ impl Source {
 
     fn failed(&self, error: ReadError) -> anyhow::Error {
         let hint = match error.kind() {
+            ReadErrorKind::Corrupt if self.offset == 0 && self.format() == Format::Raw => {
+                "if the file system is in a partition, say where with --offset; if the disk is a dynamic VHD or a VHDX, with --format"
+            }
             ReadErrorKind::Corrupt if self.offset == 0 => {
                 "if the file system is in a partition, say where with --offset"
             }
@@ -138,6 +177,34 @@ impl Source {
         let reading = format!("reading {}", self.disk.display());
         explained(anyhow::Error::from(error).context(reading), hint)
     }
+}
+
+/// Opens a disk that is said to be wrapped so.
+fn open_container(path: &Path, format: Format) -> Result<Container<FileDisk>> {
+    let opening = || format!("opening {}", path.display());
+    if std::fs::metadata(path).with_context(opening)?.is_dir() {
+        return Err(hinted(
+            format!("{} is a directory, not a disk", path.display()),
+            "name the disk's file",
+        ));
+    }
+    let disk = FileDisk::open(path).with_context(opening)?;
+    Container::open(format.into(), disk).map_err(|error| {
+        use lcow_disk::{vhd::VhdError, vhdx::VhdxError};
+        let hint = match &error {
+            ContainerError::Vhd(VhdError::Differencing)
+            | ContainerError::Vhdx(VhdxError::Differencing) => {
+                "merge it with its parent first, with the program that made it"
+            }
+            ContainerError::Vhd(VhdError::Corrupt { .. })
+            | ContainerError::Vhdx(VhdxError::Corrupt { .. }) => {
+                "if it is a disk of another format, say which"
+            }
+            _ => "",
+        };
+        let error = anyhow::Error::from(error).context(format!("reading {}", path.display()));
+        explained(error, hint)
+    })
 }
 
 /// What `SOURCE_DATE_EPOCH` says (<https://reproducible-builds.org/specs/source-date-epoch/>).

@@ -4,7 +4,9 @@ use std::collections::HashSet;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use lcow_blockio::FileDisk;
 use lcow_disk::verity::{BlockHash, Tree, VerityError};
+use lcow_disk::{Container, vhdx};
 use lcow_ext4::FileType;
 use lcow_ext4::reader::{FileMap, ReadError};
 
@@ -16,7 +18,8 @@ use crate::output;
 /// Check a disk: every structure and every checksum, without mounting it
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Checks every structure as `e2fsck -fn` does (descriptors, bitmaps, inodes, blocks with two owners, directories, hash
+    after_help = "Checks the container first: of a VHDX headers, regions, log and block allocation table, of a dynamic VHD headers and table.
+Then checks every structure as `e2fsck -fn` does (descriptors, bitmaps, inodes, blocks with two owners, directories, hash
 trees, attributes, links, counts) and reads every file's map and, with --data, its contents. A journal is replayed in memory first.
 With --root-hash, first holds every block against the disk's dm-verity tree, from the root down, and names the first that is
 not what was hashed. Exit code 1 if anything is wrong. Nothing is changed.
@@ -39,8 +42,12 @@ pub(crate) struct Verify {
 const HINT: &str =
     "make the disk again from its tar; a disk that a guest wrote can be repaired by `e2fsck`";
 
+const CONTAINER_HINT: &str =
+    "use a copy that is good; `lcow disk convert` copies a disk of which all blocks can be read";
+
 impl Verify {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
+        self.container()?;
         if let Some(root) = &self.root_hash {
             self.hold_against(root, context)?;
         }
@@ -199,6 +206,44 @@ impl Verify {
             anyhow::Error::from(error).context(format!("{name} is damaged")),
             hint,
         ))
+    }
+
+    /// What a disk is wrapped in must be right before what is in it is looked at.
+    fn container(&self) -> Result<()> {
+        let path = &self.source.disk;
+        let damaged = |error: anyhow::Error| {
+            let what = format!("{} is damaged", path.display());
+            explained(error.context(what), CONTAINER_HINT)
+        };
+        match super::open_container(path, self.source.format())? {
+            Container::Raw(_) => Ok(()),
+            Container::Vhd(disk) => match disk.dynamic().map(lcow_disk::vhd::Dynamic::check) {
+                Some(Err(error)) => Err(damaged(error.into())),
+                _ => Ok(()),
+            },
+            Container::Vhdx(_) => {
+                let disk = FileDisk::open(path)?;
+                let report = vhdx::check(disk)?;
+                for note in &report.notes {
+                    tracing::info!(note, "the VHDX");
+                }
+                match report.problems.first() {
+                    None => Ok(()),
+                    Some(first) => {
+                        let more = match report.problem_count {
+                            1 => String::new(),
+                            n => format!(", and {} more problems", n - 1),
+                        };
+                        let error = vhdx::VhdxError::Corrupt {
+                            structure: first.structure,
+                            offset: first.offset,
+                            detail: format!("{}{more}", first.detail),
+                        };
+                        Err(damaged(error.into()))
+                    }
+                }
+            }
+        }
     }
 }
 
