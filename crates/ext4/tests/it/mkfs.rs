@@ -77,6 +77,12 @@ fn blank_filesystems_of_all_sizes_are_clean() {
             assert_eq!(fs::metadata(image.path()).unwrap().len(), size);
             assert!(made.blocks * 4096 <= size && (made.blocks + 32_768) * 4096 > size);
             assert_eq!(made.journal_blocks > 0, journal);
+            if is_root() {
+                let mount = LoopMount::new(image.path(), "rw");
+                fs::write(mount.path().join("upper/f"), noise(1 << 16, 1)).unwrap();
+                drop(mount);
+                verified(image.path());
+            }
         }
     }
 }
@@ -88,29 +94,36 @@ fn sixteen_tebibytes() {
     if let Err(e) = image.disk().set_len(16 << 40) {
         skip!("/dev/shm takes no file of 16 TiB: {e}");
     }
-    let started = Instant::now();
-    let made = format(&image.disk(), &options(16 << 40)).unwrap();
-    eprintln!(
-        "16 TiB: {:?}, {} bytes",
-        started.elapsed(),
-        image.allocated()
-    );
-    assert_eq!(made.blocks, 1 << 32);
-    // dumpe2fs reads and checks every descriptor; e2fsck would take gigabytes of memory for its bitmaps.
-    let shown = run("dumpe2fs", ["-h".as_ref(), image.path().as_os_str()]);
-    let shown = String::from_utf8(shown.stdout).unwrap();
-    assert!(
-        shown.contains("Block count:              4294967296"),
-        "{shown}"
-    );
-    // The verifier needs memory for what is in use alone.
-    verified(image.path());
-    if is_root() {
-        let mount = LoopMount::new(image.path(), "rw");
-        fs::write(mount.path().join("upper/f"), noise(1 << 20, 1)).unwrap();
-        assert!(fs::read(mount.path().join("upper/f")).unwrap() == noise(1 << 20, 1));
-        drop(mount);
+    for journal in [true, false] {
+        image.disk().set_len(0).unwrap();
+        let options = FormatOptions {
+            journal,
+            ..options(16 << 40)
+        };
+        let started = Instant::now();
+        let made = format(&image.disk(), &options).unwrap();
+        eprintln!(
+            "16 TiB: {:?}, {} bytes",
+            started.elapsed(),
+            image.allocated()
+        );
+        assert_eq!(made.blocks, 1 << 32);
+        // dumpe2fs reads and checks every descriptor; e2fsck would take gigabytes of memory for its bitmaps.
+        let shown = run("dumpe2fs", ["-h".as_ref(), image.path().as_os_str()]);
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        assert!(
+            shown.contains("Block count:              4294967296"),
+            "{shown}"
+        );
+        // The verifier needs memory for what is in use alone.
         verified(image.path());
+        if is_root() {
+            let mount = LoopMount::new(image.path(), "rw");
+            fs::write(mount.path().join("upper/f"), noise(1 << 20, 1)).unwrap();
+            assert!(fs::read(mount.path().join("upper/f")).unwrap() == noise(1 << 20, 1));
+            drop(mount);
+            verified(image.path());
+        }
     }
 }
 

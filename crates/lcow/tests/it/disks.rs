@@ -68,6 +68,21 @@ fn tar_to_disk_and_back() {
     assert_eq!(info[0]["size"], a.len());
     assert_eq!(info[0]["vhd"]["size"], a.len() - 512);
     lab.ok(&["disk", "verify", "a.vhd", "--data"]);
+    let shown = lab.ok(&["disk", "inspect", "c.ext4", "--dump"]);
+    assert!(
+        shown.starts_with("superblock: ") && shown.contains("\"motd\""),
+        "{shown}"
+    );
+    // The root's inode, with one link more.
+    let mut damaged = std::fs::read(lab.path("c.ext4")).unwrap();
+    let at = damaged.len() - 4096 + 256 + 0x1a;
+    damaged[at] ^= 1;
+    lab.write("damaged.ext4", &damaged);
+    let error = lab.fails(1, &["disk", "verify", "damaged.ext4"]);
+    assert!(
+        error.contains("damaged.ext4 is damaged (1 findings"),
+        "{error}"
+    );
 
     // As a partition of a larger disk.
     let mut disk = vec![0; 1 << 20];
