@@ -13,7 +13,7 @@ mod tree;
 pub use ager::Ager;
 pub use archive::read_tar;
 pub use corpora::{Corpora, workspace_root};
-pub use oracle::{LoopMount, e2fsck, have, is_root, run};
+pub use oracle::{LoopMount, e2fsck, e2fsck_aged, have, is_root, run};
 pub use pages::{page_table, page_tables};
 pub use tree::{Entry, Tree, differences, hex, kernel_tree};
 

@@ -105,7 +105,7 @@ fn an_unclean_journal_reads_as_the_kernel_replays_it() {
                     .map(|line| format!("{name} {round}: {line}")),
             );
             // And what it left is clean, with the same tree.
-            lcow_testkit::e2fsck(&copy);
+            lcow_testkit::e2fsck_aged(&copy);
             let fs = Filesystem::open(FileDisk::open(&copy).unwrap()).unwrap();
             assert_eq!(fs.info().journal, Journal::Clean, "{name}");
             assert_eq!(

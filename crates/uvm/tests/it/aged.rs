@@ -7,7 +7,9 @@ use lcow_ext4::mkfs::{FormatOptions, format};
 use lcow_ext4::reader::{Filesystem, Journal};
 use lcow_layer::export::{ExportOptions, canonical};
 use lcow_layer::tree::Subtree;
-use lcow_testkit::{Ager, LoopMount, Tree, differences, e2fsck, is_root, kernel_tree, read_tar};
+use lcow_testkit::{
+    Ager, LoopMount, Tree, differences, e2fsck_aged, is_root, kernel_tree, read_tar,
+};
 use lcow_uvm::{ExitStatus, Machine, ProcessSpec};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -179,7 +181,7 @@ fn what_a_guest_wrote_is_exported_as_a_kernel_shows_it() {
             assert!(ours.len() > 50, "{name}: {} files", ours.len());
             let differ = differences(&ours, &theirs);
             assert!(differ.is_empty(), "{name}, {kill}:\n{}", differ.join("\n"));
-            e2fsck(path);
+            e2fsck_aged(path);
         }
         assert_eq!(replayed > 0, kill, "blocks replayed: {replayed}");
     }
