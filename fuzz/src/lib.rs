@@ -24,6 +24,7 @@ mod tar_mutate;
 mod tar_to_ext4;
 mod tree;
 mod vhd;
+mod vhdx;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -79,8 +80,15 @@ pub static VHD: Target = Target {
     mutator: vhd::mutate,
 };
 
+/// A VHDX is opened, read, checked and written.
+pub static VHDX: Target = Target {
+    name: "vhdx",
+    body: vhdx::run,
+    mutator: vhdx::mutate,
+};
+
 /// All targets.
-pub static TARGETS: &[&Target] = &[&TAR_TO_EXT4, &EXT4_TO_TAR, &JOURNAL, &SPLIT, &VHD];
+pub static TARGETS: &[&Target] = &[&TAR_TO_EXT4, &EXT4_TO_TAR, &JOURNAL, &SPLIT, &VHD, &VHDX];
 
 impl Target {
     /// Runs one input.

@@ -4,7 +4,6 @@ mod corpora;
 mod crash;
 mod damage;
 mod dynamic;
-mod hostile;
 mod pages;
 mod qemu;
 mod support;
