@@ -79,10 +79,7 @@ fn tar_to_disk_and_back() {
     damaged[at] ^= 1;
     lab.write("damaged.ext4", &damaged);
     let error = lab.fails(1, &["disk", "verify", "damaged.ext4"]);
-    assert!(
-        error.contains("damaged.ext4 is damaged (1 findings"),
-        "{error}"
-    );
+    assert!(error.contains("damaged.ext4 is damaged ("), "{error}");
 
     // As a partition of a larger disk.
     let mut disk = vec![0; 1 << 20];
