@@ -66,6 +66,7 @@ pub mod digest;
 mod error;
 pub mod export;
 pub mod flatten;
+mod pool;
 pub mod split;
 pub mod tar;
 pub mod tree;

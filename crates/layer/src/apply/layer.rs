@@ -8,16 +8,16 @@ use lcow_ext4::writer::{Content, Metadata, WriteError, WriteErrorKind, Writer};
 use lcow_ext4::{Device, FileType, InodeNumber, Timestamp, Xattr};
 
 use super::path::{self, Climbs};
+use super::record::Recorder;
 use super::{ApplyError, ApplyOptions, Refusal};
 use crate::EntryName;
-use crate::split::SplitWriter;
 use crate::tar::{Entry, Kind, Reader, Segment, TarError};
 use crate::whiteout::{self, Meaning};
 
 /// How much of a file about to be replaced is read back at a time, in bytes.
 const READ_BACK: usize = 256 << 10;
 
-type Tar<R> = Reader<R, Option<SplitWriter>>;
+type Tar<R> = Reader<R, Recorder>;
 
 /// A tree being made from a tar.
 pub(super) struct Layer<R, D: WriteAt> {
@@ -157,10 +157,7 @@ impl<R: BufRead, D: WriteAt> Layer<R, D> {
             Kind::Regular => {
                 let (parent, name) = self.place(&entry.path)?;
                 let metadata = metadata(entry)?;
-                self.make_room(parent, name)?;
-                let inode = self
-                    .writer
-                    .create(parent, name, Content::Regular, &metadata)?;
+                let inode = self.create(parent, name, Content::Regular, &metadata)?;
                 self.set_xattrs(inode, FileType::Regular, entry)?;
                 self.content(inode, entry)
             }
@@ -312,9 +309,25 @@ impl<R: BufRead, D: WriteAt> Layer<R, D> {
         let (parent, name) = self.place(&entry.path)?;
         let mut metadata = metadata(entry)?;
         metadata.permissions = permissions.unwrap_or(metadata.permissions);
-        self.make_room(parent, name)?;
-        let inode = self.writer.create(parent, name, content, &metadata)?;
+        let inode = self.create(parent, name, content, &metadata)?;
         self.set_xattrs(inode, file_type, entry)
+    }
+
+    /// Makes a file, in place of what has its name. Nearly all names are new, and looked up only once.
+    fn create(
+        &mut self,
+        parent: InodeNumber,
+        name: &[u8],
+        content: Content<'_>,
+        metadata: &Metadata,
+    ) -> Result<InodeNumber, Fault> {
+        match self.writer.create(parent, name, content, metadata) {
+            Err(WriteError::Exists { .. }) => {
+                self.make_room(parent, name)?;
+                Ok(self.writer.create(parent, name, content, metadata)?)
+            }
+            made => Ok(made?),
+        }
     }
 
     fn hard_link(&mut self, entry: &Entry) -> Result<(), Fault> {
@@ -410,7 +423,7 @@ impl<R: BufRead, D: WriteAt> Layer<R, D> {
         let Some(existing) = self.writer.lookup(parent, name) else {
             return Ok(());
         };
-        if self.reader.record().is_some() {
+        if self.reader.record().split().is_some() {
             self.save(existing)?;
         }
         for gone in self.writer.unlink(parent, name)? {
@@ -452,7 +465,7 @@ impl<R: BufRead, D: WriteAt> Layer<R, D> {
                 len: self.writer.size(inode).unwrap_or(0),
             }];
             let segments = self.sparse.get(&inode).map_or(&whole[..], Vec::as_slice);
-            let Some(split) = self.reader.record() else {
+            let Some(split) = self.reader.record().split() else {
                 continue;
             };
             for segment in segments.iter().filter(|s| s.len > 0) {
@@ -505,7 +518,7 @@ impl<R: BufRead, D: WriteAt> Layer<R, D> {
                 left = left.saturating_sub(u64::try_from(n).unwrap_or(left));
             }
             at = segment.offset.saturating_add(segment.len);
-            if let Some(split) = self.reader.record() {
+            if let Some(split) = self.reader.record().split() {
                 split
                     .data(u64::from(inode.0), segment.offset, segment.len)
                     .map_err(Fault::Split)?;
@@ -514,7 +527,7 @@ impl<R: BufRead, D: WriteAt> Layer<R, D> {
         self.writer.skip_data(entry.size.saturating_sub(at))?;
         self.writer.end_data()?;
         if let Some(segments) = &entry.sparse
-            && self.reader.record().is_some()
+            && self.reader.record().split().is_some()
         {
             self.sparse.insert(inode, segments.clone());
         }
@@ -526,7 +539,7 @@ impl<R: BufRead, D: WriteAt> Layer<R, D> {
         if entry.stored == 0 {
             return Ok(());
         }
-        if let Some(split) = self.reader.record() {
+        if let Some(split) = self.reader.record().split() {
             let key = split.anonymous_key();
             split
                 .save(key, 0, entry.stored)
@@ -542,7 +555,7 @@ impl<R: BufRead, D: WriteAt> Layer<R, D> {
             buffer.clear();
             buffer.extend_from_slice(piece);
             self.reader.consume(buffer.len());
-            if let Some(split) = self.reader.record() {
+            if let Some(split) = self.reader.record().split() {
                 split.save_bytes(&buffer).map_err(Fault::Split)?;
             }
         }

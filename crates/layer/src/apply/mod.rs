@@ -20,16 +20,17 @@
 //!
 //! # Identity
 //! The file system's UUID and hash seed, the VHD's id, and a verity tree's salt and UUID follow from the diff ID, each by its own
-//! purpose string ([`crate::digest::Digest::derive`]). No clock is read, nothing is random.
+//! purpose string ([`crate::digest::Digest::derive`]). No clock is read, nothing is random. [`convert`] does without the diff ID.
 //!
 //! # Threads
-//! Decompression and hashing run beside the caller's thread. They end before [`apply`] returns; if the input's `read` blocks, that is
+//! Decompression and hashing run beside the caller's thread, which reads plain inputs and writes the disk. They end before [`apply`] returns; if the input's `read` blocks, that is
 //! waited for.
 
 mod error;
 mod layer;
 mod path;
 mod pipeline;
+mod record;
 
 use std::io::{Read, Write};
 
@@ -45,6 +46,7 @@ use crate::tar::Reader;
 pub use error::{ApplyError, Refusal};
 use layer::Layer;
 use pipeline::Pipeline;
+use record::Recorder;
 
 /// What a verity tree's hashes are salted with.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -118,6 +120,21 @@ pub struct Applied {
     pub compressed: Option<CompressedInput>,
 }
 
+/// What was converted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Converted {
+    /// The plain tar's size in bytes.
+    pub tar_size: u64,
+    /// As [`Applied::entries`].
+    pub entries: u64,
+    /// As [`Applied::disk_size`].
+    pub disk_size: u64,
+    /// As [`Applied::verity_root`].
+    pub verity_root: Option<BlockHash>,
+    /// How the input was compressed.
+    pub compression: crate::compress::Compression,
+}
+
 /// Makes a disk of a layer's tar, plain or compressed, and (with `split`) the sidecar that [`crate::export::exact`] needs.
 ///
 /// `disk` must be empty. The same tar and options give the same bytes of disk and sidecar. Nothing is synced.
@@ -130,56 +147,110 @@ pub fn apply<D: WriteAt>(
     split: Option<&mut dyn Write>,
     options: &ApplyOptions,
 ) -> Result<Applied, ApplyError> {
+    let record = match split {
+        Some(_) => Recorder::Split(SplitWriter::new().map_err(|e| sidecar(0, e))?),
+        None => Recorder::Nothing,
+    };
+    let made = make(input, disk, record, true, options)?;
+    let totals = made.totals;
+    if let (Recorder::Split(record), Some(out)) = (made.record, split) {
+        record
+            .finish(&made.identity, out)
+            .map_err(|e| sidecar(totals.tar_size, e))?;
+    }
+    Ok(Applied {
+        diff_id: made.identity,
+        tar_size: totals.tar_size,
+        entries: made.entries,
+        disk_size: made.disk_size,
+        verity_root: made.verity_root,
+        compressed: totals.compressed,
+    })
+}
+
+/// Makes a disk of a tar as [`apply`] does, without hashing it: half the work where nobody asks for the diff ID.
+///
+/// The disk's identity follows from the tar's size and a checksum of its headers instead, so the same tar and options
+/// still give the same bytes, and other ones than `apply`'s: those of UUID, hash seed, and all that depends on them.
+///
+/// # Errors
+/// As [`apply`].
+pub fn convert<D: WriteAt>(
+    input: impl Read + Send,
+    disk: D,
+    options: &ApplyOptions,
+) -> Result<Converted, ApplyError> {
+    let made = make(input, disk, Recorder::Sum(0), false, options)?;
+    Ok(Converted {
+        tar_size: made.totals.tar_size,
+        entries: made.entries,
+        disk_size: made.disk_size,
+        verity_root: made.verity_root,
+        compression: made.totals.format,
+    })
+}
+
+/// A finished disk.
+struct Made {
+    totals: pipeline::Totals,
+    /// The diff ID, or what stands in for it.
+    identity: Digest,
+    entries: u64,
+    disk_size: u64,
+    verity_root: Option<BlockHash>,
+    record: Recorder,
+}
+
+fn make<D: WriteAt>(
+    input: impl Read + Send,
+    disk: D,
+    record: Recorder,
+    hashed: bool,
+    options: &ApplyOptions,
+) -> Result<Made, ApplyError> {
     let mut writer_options = WriterOptions::default();
     writer_options.max_size = options.max_size;
     writer_options.inline_data = options.inline;
     let writer = Writer::new(&disk, &writer_options)?;
-    let record = match split {
-        Some(_) => Some(SplitWriter::new().map_err(|e| sidecar(0, e))?),
-        None => None,
-    };
     std::thread::scope(|scope| {
-        let pipeline = Pipeline::start(scope, input, options);
+        let pipeline = Pipeline::start(scope, input, options, hashed)?;
         let mut layer = Layer::new(Reader::new(pipeline, record), writer, options);
         layer.run()?;
         let (reader, writer) = layer.into_parts();
         let entries = reader.entries();
         let (pipeline, record) = reader.into_inner();
         let totals = pipeline.finish();
-        let diff_id = totals.diff_id;
+        let identity = totals
+            .diff_id
+            .unwrap_or_else(|| record.stand_in(totals.tar_size));
         let summary = writer.finish(&Identity {
-            uuid: diff_id.derive_uuid("lcow layer: file system UUID"),
-            hash_seed: diff_id.derive("lcow layer: directory hash seed"),
+            uuid: identity.derive_uuid("lcow layer: file system UUID"),
+            hash_seed: identity.derive("lcow layer: directory hash seed"),
         })?;
         let tree = match &options.verity {
             Some(salt) => {
-                let derived = diff_id.derive("lcow layer: verity salt");
+                let derived = identity.derive("lcow layer: verity salt");
                 let salt = match salt {
                     Salt::Derived => &derived,
                     Salt::Given(salt) => salt.as_slice(),
                 };
-                let uuid = diff_id.derive_uuid("lcow layer: verity UUID");
+                let uuid = identity.derive_uuid("lcow layer: verity UUID");
                 Some(verity::build(&disk, summary.size_bytes, salt, uuid)?)
             }
             None => None,
         };
         if options.vhd {
-            let id = diff_id.derive_uuid("lcow layer: VHD unique id");
+            let id = identity.derive_uuid("lcow layer: VHD unique id");
             let end = tree.map_or(summary.size_bytes, |tree| tree.end);
             vhd::write_footer(&disk, end, id)?;
         }
-        if let (Some(record), Some(out)) = (record, split) {
-            record
-                .finish(&diff_id, out)
-                .map_err(|e| sidecar(totals.tar_size, e))?;
-        }
-        Ok(Applied {
-            diff_id,
-            tar_size: totals.tar_size,
+        Ok(Made {
+            totals,
+            identity,
             entries,
             disk_size: summary.size_bytes,
             verity_root: tree.map(|tree| tree.root),
-            compressed: totals.compressed,
+            record,
         })
     })
 }

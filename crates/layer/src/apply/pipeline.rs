@@ -1,12 +1,15 @@
-//! The threads beside the writer.
+//! The plain tar as the caller's thread reads it, and the threads beside that one.
 //!
 //! ```text
-//!  producer: read (and inflate) ──► pooled buffers ──► caller: parse, write the disk
-//!       │                                   └────────► hash of the plain tar   (diff ID)
-//!       └──► buffers as read ─────────────────────────► hash of the input      (compressed inputs only)
+//!  plain input:       caller: read, parse, write the disk ──► hash of the tar   (diff ID)
+//!
+//!  compressed input:  producer: read and inflate ──► caller: parse, write the disk
+//!                          │        └──────────────► hash of the tar
+//!                          └───────────────────────► hash of the input
 //! ```
 //!
-//! All channels are bounded, and a buffer goes back to its pool when the last one who has it lets go of it. A thread that finds the other side of its
+//! A plain input is read by the caller's own thread, so that what was read is still in that core's cache when it is written. All channels are
+//! bounded, and a buffer goes back to its pool when the last one who has it lets go of it. A thread that finds the other side of its
 //! channel gone stops. They are scoped threads, so none outlives the call; one that waits in the input's `read` is waited for.
 
 use std::cell::Cell;
@@ -19,52 +22,10 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::{ApplyError, ApplyOptions, CompressedInput};
 use crate::compress::Compression;
 use crate::digest::{Digest, Hasher};
+use crate::pool::{DEPTH, Pool};
 
 /// A multiple of the tar block, so that all buffers but the last hold whole blocks. Small enough for two cores' caches.
-const BUFFER: usize = 256 << 10;
-/// Buffers on their way in each channel.
-const DEPTH: usize = 8;
-
-/// Buffers that come back.
-#[derive(Clone)]
-struct Pool {
-    back: Sender<Vec<u8>>,
-    free: Receiver<Vec<u8>>,
-}
-
-struct Pooled {
-    bytes: Vec<u8>,
-    back: Sender<Vec<u8>>,
-}
-
-impl AsRef<[u8]> for Pooled {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for Pooled {
-    fn drop(&mut self) {
-        // A full pool is one that has enough: the buffer is freed.
-        let _ = self.back.try_send(std::mem::take(&mut self.bytes));
-    }
-}
-
-impl Pool {
-    fn new() -> Self {
-        let (back, free) = bounded(DEPTH);
-        Self { back, free }
-    }
-
-    fn take(&self) -> Vec<u8> {
-        self.free.try_recv().unwrap_or_else(|_| vec![0; BUFFER])
-    }
-
-    fn share(&self, bytes: Vec<u8>, len: usize) -> Bytes {
-        let back = self.back.clone();
-        Bytes::from_owner(Pooled { bytes, back }).slice(..len)
-    }
-}
+const BUFFER: usize = 128 << 10;
 
 /// Fills a buffer as far as the input goes.
 fn fill(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
@@ -99,8 +60,8 @@ impl<R: Read> Read for Tee<'_, R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let buffer = self.fill_buf()?;
         let n = buffer.len().min(out.len());
-        for (to, from) in out.iter_mut().zip(buffer) {
-            *to = *from;
+        if let (Some(to), Some(from)) = (out.get_mut(..n), buffer.get(..n)) {
+            to.copy_from_slice(from);
         }
         self.consume(n);
         Ok(n)
@@ -143,62 +104,178 @@ impl<R: Read> BufRead for Tee<'_, R> {
 
 type Message = Result<Bytes, Box<ApplyError>>;
 
-/// What the threads found out.
+/// What the input turned out to be.
 pub(super) struct Totals {
-    pub(super) diff_id: Digest,
+    /// If it was asked for.
+    pub(super) diff_id: Option<Digest>,
     pub(super) tar_size: u64,
+    /// How the input is compressed.
+    pub(super) format: Compression,
+    /// The input as read, if it is compressed and was hashed.
     pub(super) compressed: Option<CompressedInput>,
 }
 
-/// The plain tar as the caller's thread reads it, and the threads that bring it.
-pub(super) struct Pipeline<'scope> {
-    buffers: Option<Receiver<Message>>,
-    current: Bytes,
-    producer: ScopedJoinHandle<'scope, Option<Compression>>,
-    plain: ScopedJoinHandle<'scope, (Digest, u64)>,
-    input: ScopedJoinHandle<'scope, (Digest, u64)>,
+/// Where buffers come from.
+enum Source<R> {
+    /// The input is the tar itself, and not at its end.
+    Plain {
+        input: R,
+        pool: Pool,
+    },
+    /// A thread makes them.
+    Made(Receiver<Message>),
+    Ended,
 }
 
-impl<'scope> Pipeline<'scope> {
+/// The plain tar, buffer by buffer.
+pub(super) struct Pipeline<'scope, R> {
+    source: Source<R>,
+    current: Bytes,
+    /// Bytes of the plain tar read so far, `current` included.
+    taken: u64,
+    /// To the thread that hashes what a plain input brings.
+    hash: Option<Sender<Bytes>>,
+    hasher: Option<ScopedJoinHandle<'scope, (Digest, u64)>>,
+    decoding: Option<Decoding<'scope>>,
+}
+
+/// The threads that a compressed input needs.
+struct Decoding<'scope> {
+    format: Compression,
+    producer: ScopedJoinHandle<'scope, ()>,
+    /// What was read, if that is hashed.
+    input: Option<ScopedJoinHandle<'scope, (Digest, u64)>>,
+}
+
+impl<'scope, R: Read + Send + 'scope> Pipeline<'scope, R> {
+    /// Reads the start of the input to see what it is. With `hashed`, the tar and a compressed input are hashed.
     pub(super) fn start<'env>(
         scope: &'scope Scope<'scope, 'env>,
-        input: impl Read + Send + 'scope,
+        mut input: R,
         options: &ApplyOptions,
-    ) -> Self {
-        let (plain_tx, plain_rx) = bounded(DEPTH);
-        let (input_tx, input_rx) = bounded(DEPTH);
+        hashed: bool,
+    ) -> Result<Self, ApplyError> {
+        let pool = Pool::new(BUFFER);
+        let mut start = pool.take();
+        // The rest of the buffer is left for later: who feeds a pipe may not have written more.
+        let probe = start.get_mut(..Compression::DETECT_LEN).unwrap_or_default();
+        let len = fill(&mut input, probe).map_err(|source| read_failed(0, source))?;
+        let format = Compression::detect(start.get(..len).unwrap_or_default());
+        let start = pool.share(start, len);
+        let hashing = || {
+            let (tx, rx) = bounded(DEPTH);
+            (tx, scope.spawn(move || hash(&rx)))
+        };
+        let (hash, hasher) = hashed.then(hashing).unzip();
+        if format == Compression::None {
+            let mut pipeline = Self {
+                source: Source::Plain { input, pool },
+                current: Bytes::new(),
+                taken: 0,
+                hash,
+                hasher,
+                decoding: None,
+            };
+            pipeline.set_current(start);
+            return Ok(pipeline);
+        }
         let (tx, rx) = bounded(DEPTH);
+        let (input_hash, input_hasher) = hashed.then(hashing).unzip();
         let producer = Producer {
-            pool: Pool::new(),
+            pool,
             tx,
-            hash: plain_tx,
+            hash,
+            format,
             max_ratio: options.max_ratio,
             ratio_floor: options.ratio_floor,
             offset: 0,
         };
-        Self {
-            buffers: Some(rx),
+        let decoding = Decoding {
+            format,
+            producer: scope.spawn(move || producer.run(input, start, input_hash)),
+            input: input_hasher,
+        };
+        Ok(Self {
+            source: Source::Made(rx),
             current: Bytes::new(),
-            producer: scope.spawn(move || producer.run(input, input_tx)),
-            plain: scope.spawn(move || hash(&plain_rx)),
-            input: scope.spawn(move || hash(&input_rx)),
-        }
+            taken: 0,
+            hash: None,
+            hasher,
+            decoding: Some(decoding),
+        })
     }
 
     /// Waits for the threads. To be called once the input has been read to its end.
     pub(super) fn finish(mut self) -> Totals {
-        self.buffers = None;
-        let format = join(self.producer);
-        let (diff_id, tar_size) = join(self.plain);
-        let (digest, size) = join(self.input);
-        Totals {
-            diff_id,
-            tar_size,
-            compressed: format.map(|format| CompressedInput {
+        self.source = Source::Ended;
+        self.hash = None;
+        let format = self
+            .decoding
+            .as_ref()
+            .map_or(Compression::None, |d| d.format);
+        let compressed = self.decoding.and_then(|decoding| {
+            join(decoding.producer);
+            let (digest, size) = join(decoding.input?);
+            Some(CompressedInput {
                 format,
                 digest,
                 size,
-            }),
+            })
+        });
+        Totals {
+            diff_id: self.hasher.map(|hasher| join(hasher).0),
+            tar_size: self.taken,
+            format,
+            compressed,
+        }
+    }
+
+    /// Makes a buffer the current one.
+    fn set_current(&mut self, buffer: Bytes) {
+        self.taken = self
+            .taken
+            .saturating_add(u64::try_from(buffer.len()).unwrap_or(0));
+        if let Some(hash) = &self.hash
+            && !buffer.is_empty()
+        {
+            // The hasher only ends when we do.
+            let _ = hash.send(buffer.clone());
+        }
+        self.current = buffer;
+    }
+
+    /// The next buffer; an empty one at the end.
+    fn next(&mut self) -> io::Result<Bytes> {
+        match &mut self.source {
+            Source::Plain { input, pool } => {
+                let mut buffer = pool.take();
+                match fill(input, &mut buffer) {
+                    Ok(len) => {
+                        let full = len == buffer.len();
+                        let shared = pool.share(buffer, len);
+                        if !full {
+                            self.source = Source::Ended;
+                        }
+                        Ok(shared)
+                    }
+                    Err(source) => {
+                        self.source = Source::Ended;
+                        Err(io::Error::other(read_failed(self.taken, source)))
+                    }
+                }
+            }
+            Source::Made(buffers) => match buffers.recv() {
+                Ok(Ok(buffer)) => Ok(buffer),
+                Ok(Err(error)) => {
+                    self.source = Source::Ended;
+                    Err(io::Error::other(*error))
+                }
+                Err(_) => {
+                    self.source = Source::Ended;
+                    Ok(Bytes::new())
+                }
+            },
+            Source::Ended => Ok(Bytes::new()),
         }
     }
 }
@@ -219,31 +296,23 @@ fn hash(buffers: &Receiver<Bytes>) -> (Digest, u64) {
     (hasher.finish(), size)
 }
 
-impl Read for Pipeline<'_> {
+impl<'scope, R: Read + Send + 'scope> Read for Pipeline<'scope, R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let buffer = self.fill_buf()?;
         let n = buffer.len().min(out.len());
-        for (to, from) in out.iter_mut().zip(buffer) {
-            *to = *from;
+        if let (Some(to), Some(from)) = (out.get_mut(..n), buffer.get(..n)) {
+            to.copy_from_slice(from);
         }
         self.consume(n);
         Ok(n)
     }
 }
 
-impl BufRead for Pipeline<'_> {
+impl<'scope, R: Read + Send + 'scope> BufRead for Pipeline<'scope, R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.current.is_empty()
-            && let Some(buffers) = &self.buffers
-        {
-            match buffers.recv() {
-                Ok(Ok(buffer)) => self.current = buffer,
-                Ok(Err(error)) => {
-                    self.buffers = None;
-                    return Err(io::Error::other(*error));
-                }
-                Err(_) => self.buffers = None,
-            }
+        if self.current.is_empty() {
+            let buffer = self.next()?;
+            self.set_current(buffer);
         }
         Ok(&self.current)
     }
@@ -256,7 +325,8 @@ impl BufRead for Pipeline<'_> {
 struct Producer {
     pool: Pool,
     tx: Sender<Message>,
-    hash: Sender<Bytes>,
+    hash: Option<Sender<Bytes>>,
+    format: Compression,
     max_ratio: u32,
     ratio_floor: u64,
     /// Plain bytes sent.
@@ -264,69 +334,28 @@ struct Producer {
 }
 
 impl Producer {
-    /// Returns the compression found, if any.
-    fn run(mut self, mut input: impl Read, hash: Sender<Bytes>) -> Option<Compression> {
-        let mut start = self.pool.take();
-        let probe = start.get_mut(..Compression::DETECT_LEN).unwrap_or_default();
-        let len = match fill(&mut input, probe) {
-            Ok(len) => len,
-            Err(source) => {
-                self.fail(read_failed(0, source));
-                return None;
-            }
-        };
-        let format = Compression::detect(start.get(..len).unwrap_or_default());
-        if format == Compression::None {
-            drop(hash);
-            let _ = self.plain(start, len, input);
-            return None;
+    /// Decompresses what begins with `start`.
+    fn run(mut self, input: impl Read, start: Bytes, hash: Option<Sender<Bytes>>) {
+        if let Some(hash) = &hash {
+            // Hashed like all that follows it.
+            let _ = hash.send(start.clone());
         }
-        let start = self.pool.share(start, len);
-        // Hashed like all that follows it.
-        let _ = hash.send(start.clone());
-        let taken = Cell::new(u64::try_from(len).unwrap_or(0));
+        let taken = Cell::new(u64::try_from(start.len()).unwrap_or(0));
         let failed = Cell::new(false);
         let tee = Tee {
             input,
-            pool: Pool::new(),
-            hash: Some(hash),
+            pool: Pool::new(BUFFER),
+            hash,
             current: start,
             taken: &taken,
             failed: &failed,
         };
-        let _ = self.decompress(format, tee);
-        Some(format)
+        // If the other side is gone, its error is the one that counts.
+        let _ = self.decompress(tee);
     }
 
-    fn plain(
-        &mut self,
-        mut buffer: Vec<u8>,
-        probed: usize,
-        mut input: impl Read,
-    ) -> Result<(), Gone> {
-        let mut have = probed;
-        loop {
-            let rest = buffer.get_mut(have..).unwrap_or_default();
-            let asked = rest.len();
-            match fill(&mut input, rest) {
-                Ok(n) => {
-                    let len = have.saturating_add(n);
-                    self.send(buffer, len)?;
-                    if n < asked {
-                        return Ok(());
-                    }
-                }
-                Err(source) => {
-                    self.fail(read_failed(self.offset, source));
-                    return Err(Gone);
-                }
-            }
-            buffer = self.pool.take();
-            have = 0;
-        }
-    }
-
-    fn decompress(&mut self, format: Compression, tee: Tee<'_, impl Read>) -> Result<(), Gone> {
+    fn decompress(&mut self, tee: Tee<'_, impl Read>) -> Result<(), Gone> {
+        let format = self.format;
         let (taken, failed) = (tee.taken, tee.failed);
         let mut decoder = match format.decoder(tee) {
             Ok(decoder) => decoder,
@@ -380,7 +409,9 @@ impl Producer {
         }
         let shared = self.pool.share(buffer, len);
         self.offset = self.offset.saturating_add(u64::try_from(len).unwrap_or(0));
-        self.hash.send(shared.clone()).map_err(|_| Gone)?;
+        if let Some(hash) = &self.hash {
+            hash.send(shared.clone()).map_err(|_| Gone)?;
+        }
         self.tx.send(Ok(shared)).map_err(|_| Gone)
     }
 

@@ -2,18 +2,21 @@ use std::cell::Cell;
 use std::io::{self, Read, Write};
 use std::sync::Mutex;
 
+use bytes::Bytes;
+use crossbeam_channel::{Sender, bounded};
 use lcow_blockio::ReadAt;
 use lcow_ext4::reader::{Filesystem, ReadError, ReadErrorKind};
 use lcow_ext4::{FileType, InodeNumber};
 
 use crate::ErrorKind;
 use crate::digest::{Digest, Hasher};
+use crate::pool::{self, Pool};
 use crate::split::{Op, SplitError, SplitReader};
 
-/// Data is read and written in pieces of at most this many bytes.
-const PIECE: usize = 1 << 20;
+/// What is written, and hashed, at a time, in bytes: little enough to stay in a core's cache on its way.
+const PIECE: usize = 128 << 10;
 /// How much is read at a time for small files, in bytes.
-const WINDOW: usize = 512 << 10;
+const WINDOW: usize = 128 << 10;
 /// How far apart two reads may be to count as neighbours, in bytes.
 const NEAR: u64 = 64 << 10;
 
@@ -85,7 +88,8 @@ pub struct Exported {
 /// Emits the tar that a layer was made from, byte for byte, from its disk (the file system alone, or with a VHD footer behind)
 /// and its sidecar as stored (`diff.split.zst`).
 ///
-/// Data is read in the tar's order, which is the order it lies on the disk, in pieces of up to 1 MiB.
+/// Data is read in the tar's order, which is the order it lies on the disk, and written in pieces of [`PIECE`] bytes. A thread
+/// beside the caller's hashes them.
 ///
 /// # Errors
 /// [`ExactError::Differs`], after all of the tar was written, if its digest is not `expected` or not the one in the sidecar:
@@ -105,15 +109,64 @@ pub fn exact<R: ReadAt>(
             found: promised,
         });
     }
-    let fs = Filesystem::open(Ahead::new(disk))?;
-    let mut tar = Tar {
-        out,
-        hasher: Hasher::new(),
-        written: 0,
+    let (found, size) = std::thread::scope(|scope| {
+        let (pieces, hashing) = bounded::<Bytes>(pool::DEPTH);
+        let hasher = scope.spawn(move || {
+            let mut hasher = Hasher::new();
+            for piece in hashing {
+                hasher.update(&piece);
+            }
+            hasher.finish()
+        });
+        let size = emit(disk, &mut split, Tar::new(out, Some(pieces)))?;
+        let digest = hasher
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok::<_, ExactError>((digest, size))
+    })?;
+    if found != promised || size != split.tar_size() {
+        return Err(ExactError::Differs {
+            expected: promised,
+            found,
+        });
+    }
+    Ok(Exported {
+        diff_id: found,
+        size,
+    })
+}
+
+/// Emits the tar as [`exact`] does, without hashing it: for who hashes it anyway. What the sidecar says of the tar is
+/// returned, not what was found: a disk that changed gives another tar, and no error.
+///
+/// # Errors
+/// As [`exact`], but for [`ExactError::Differs`].
+pub fn unverified<R: ReadAt>(
+    disk: R,
+    split: impl Read,
+    out: &mut impl Write,
+) -> Result<Exported, ExactError> {
+    let failed = Cell::new(false);
+    let mut split = SplitReader::open(split, &failed).map_err(|e| split_error(e, 0))?;
+    let size = emit(disk, &mut split, Tar::new(out, None))?;
+    Ok(Exported {
+        diff_id: split.diff_id(),
+        size,
+    })
+}
+
+/// Writes the tar and gives its size.
+fn emit<R: ReadAt, W: Write>(
+    disk: R,
+    split: &mut SplitReader<'_, impl Read>,
+    mut tar: Tar<'_, W>,
+) -> Result<u64, ExactError> {
+    const MISSING: ExactError = ExactError::BadSplit {
+        detail: "it refers to data that the disk does not have",
     };
-    let mut buffer = Vec::new();
+    let fs = Filesystem::open(Ahead::new(disk))?;
     loop {
-        let at = tar.written;
+        let at = tar.size();
         match split.next_op().map_err(|e| split_error(e, at))? {
             Op::Header(block) => tar.write(&block[..])?,
             Op::Literal(bytes) => tar.write(bytes)?,
@@ -123,54 +176,32 @@ pub fn exact<R: ReadAt>(
                 if inode.file_type != FileType::Regular
                     || offset.checked_add(len).is_none_or(|end| end > inode.size)
                 {
-                    return Err(ExactError::BadSplit {
-                        detail: "it refers to data that the disk does not have",
-                    });
+                    return Err(MISSING);
                 }
                 let file = fs.open_file(&inode)?;
-                for (offset, n) in pieces(offset, len) {
-                    buffer.resize(n, 0);
-                    let got = file.read_at(offset, &mut buffer)?;
-                    if got != n {
-                        return Err(ExactError::BadSplit {
-                            detail: "it refers to data that the disk does not have",
-                        });
+                tar.fill(offset, len, |offset, place| {
+                    match file.read_at(offset, place)? {
+                        n if n == place.len() => Ok(()),
+                        _ => Err(MISSING),
                     }
-                    tar.write(&buffer)?;
-                }
+                })?;
             }
             Op::Saved { at, len } => {
-                for (at, n) in pieces(at, len) {
-                    buffer.resize(n, 0);
+                let written = tar.size();
+                tar.fill(at, len, |at, place| {
                     split
-                        .read_saved(at, &mut buffer)
+                        .read_saved(at, place)
                         .map_err(|source| ExactError::Io {
                             operation: "read saved data of the split sidecar",
-                            offset: tar.written,
+                            offset: written,
                             source,
-                        })?;
-                    tar.write(&buffer)?;
-                }
+                        })
+                })?;
             }
             Op::End => break,
         }
     }
-    tar.out.flush().map_err(|source| ExactError::Io {
-        operation: "write the tar",
-        offset: tar.written,
-        source,
-    })?;
-    let found = tar.hasher.finish();
-    if found != promised || tar.written != split.tar_size() {
-        return Err(ExactError::Differs {
-            expected: promised,
-            found,
-        });
-    }
-    Ok(Exported {
-        diff_id: found,
-        size: tar.written,
-    })
+    tar.finish()
 }
 
 fn split_error(error: SplitError, offset: u64) -> ExactError {
@@ -185,61 +216,116 @@ fn split_error(error: SplitError, offset: u64) -> ExactError {
     }
 }
 
-/// A range in pieces of at most [`PIECE`].
-fn pieces(start: u64, len: u64) -> impl Iterator<Item = (u64, usize)> {
-    let mut at = start;
-    let mut left = len;
-    std::iter::from_fn(move || {
-        if left == 0 {
-            return None;
-        }
-        let n = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
-        let piece = (at, n);
-        let n = u64::try_from(n).unwrap_or(left);
-        at = at.saturating_add(n);
-        left = left.saturating_sub(n);
-        Some(piece)
-    })
-}
-
-/// The tar on its way out.
+/// The tar on its way out, gathered to pieces.
 struct Tar<'a, W> {
     out: &'a mut W,
-    hasher: Hasher,
+    hash: Option<Sender<Bytes>>,
+    pool: Pool,
+    piece: Vec<u8>,
+    /// Bytes of `piece` in use.
+    used: usize,
     written: u64,
 }
 
-impl<W: Write> Tar<'_, W> {
+impl<'a, W: Write> Tar<'a, W> {
+    fn new(out: &'a mut W, hash: Option<Sender<Bytes>>) -> Self {
+        let pool = Pool::new(PIECE);
+        Self {
+            out,
+            hash,
+            piece: pool.take(),
+            pool,
+            used: 0,
+            written: 0,
+        }
+    }
+
+    /// Bytes so far.
+    fn size(&self) -> u64 {
+        self.written
+            .saturating_add(u64::try_from(self.used).unwrap_or(0))
+    }
+
+    /// Appends `len` bytes that `read` gets, piece by piece, from `from` on.
+    fn fill(
+        &mut self,
+        mut from: u64,
+        len: u64,
+        mut read: impl FnMut(u64, &mut [u8]) -> Result<(), ExactError>,
+    ) -> Result<(), ExactError> {
+        let mut left = len;
+        while left > 0 {
+            let room = self.piece.get_mut(self.used..).unwrap_or_default();
+            let n = usize::try_from(left).unwrap_or(usize::MAX).min(room.len());
+            read(from, room.get_mut(..n).unwrap_or_default())?;
+            self.used = self.used.saturating_add(n);
+            let n = u64::try_from(n).unwrap_or(left);
+            from = from.saturating_add(n);
+            left = left.saturating_sub(n);
+            if self.used == PIECE {
+                self.send()?;
+            }
+        }
+        Ok(())
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<(), ExactError> {
-        self.hasher.update(bytes);
-        self.out.write_all(bytes).map_err(|source| ExactError::Io {
+        let mut rest = bytes;
+        self.fill(0, u64::try_from(bytes.len()).unwrap_or(0), |_, place| {
+            let (now, later) = rest.split_at(place.len());
+            place.copy_from_slice(now);
+            rest = later;
+            Ok(())
+        })
+    }
+
+    fn zeros(&mut self, len: u64) -> Result<(), ExactError> {
+        self.fill(0, len, |_, place| {
+            place.fill(0);
+            Ok(())
+        })
+    }
+
+    fn send(&mut self) -> Result<(), ExactError> {
+        let piece = std::mem::take(&mut self.piece);
+        let piece = self.pool.share(piece, std::mem::take(&mut self.used));
+        if let Some(hash) = &self.hash {
+            // The hasher only ends when we do.
+            let _ = hash.send(piece.clone());
+        }
+        let failed = |offset| {
+            move |source| ExactError::Io {
+                operation: "write the tar",
+                offset,
+                source,
+            }
+        };
+        self.out.write_all(&piece).map_err(failed(self.written))?;
+        let len = u64::try_from(piece.len()).unwrap_or(u64::MAX);
+        self.written = self.written.saturating_add(len);
+        drop(piece);
+        self.piece = self.pool.take();
+        Ok(())
+    }
+
+    /// Writes the rest and gives the size of all.
+    fn finish(mut self) -> Result<u64, ExactError> {
+        self.send()?;
+        self.out.flush().map_err(|source| ExactError::Io {
             operation: "write the tar",
             offset: self.written,
             source,
         })?;
-        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        self.written = self.written.saturating_add(len);
-        Ok(())
-    }
-
-    fn zeros(&mut self, len: u64) -> Result<(), ExactError> {
-        const ZEROS: [u8; 4096] = [0; 4096];
-        let mut left = len;
-        while left > 0 {
-            let n = usize::try_from(left)
-                .unwrap_or(ZEROS.len())
-                .min(ZEROS.len());
-            self.write(ZEROS.get(..n).unwrap_or_default())?;
-            left = left.saturating_sub(u64::try_from(n).unwrap_or(left));
-        }
-        Ok(())
+        Ok(self.written)
     }
 }
 
-/// Reads small files through a window: on the disk they lie one behind the other, and a read for each would be a system call for each.
+/// Reads small files, and their inodes, through windows: on the disk they lie one behind the other, and a read for each would be a
+/// system call for each.
 struct Ahead<R> {
     disk: R,
-    window: Mutex<Window>,
+    /// One goes with the data, the other with the inodes.
+    windows: Mutex<[Window; 2]>,
 }
 
 #[derive(Default)]
@@ -248,13 +334,23 @@ struct Window {
     bytes: Vec<u8>,
     /// Where the last read ended: only a reader that goes on from about there is read ahead for.
     last_end: u64,
+    /// When it was last of use.
+    used: u64,
+}
+
+impl Window {
+    /// The bytes of a range that it holds.
+    fn get(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let skip = usize::try_from(offset.checked_sub(self.start)?).ok()?;
+        self.bytes.get(skip..)?.get(..len)
+    }
 }
 
 impl<R> Ahead<R> {
     fn new(disk: R) -> Self {
         Self {
             disk,
-            window: Mutex::default(),
+            windows: Mutex::default(),
         }
     }
 }
@@ -265,41 +361,39 @@ impl<R: ReadAt> ReadAt for Ahead<R> {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        let len = u64::try_from(buf.len()).unwrap_or(u64::MAX);
-        if buf.len() >= WINDOW / 2 {
-            return self.disk.read_at(offset, buf);
-        }
-        let mut window = self
-            .window
+        let end = offset.saturating_add(u64::try_from(buf.len()).unwrap_or(u64::MAX));
+        let mut windows = self
+            .windows
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let end = offset.saturating_add(len);
-        let covered = |window: &Window| {
-            let skip = usize::try_from(offset.checked_sub(window.start)?).ok()?;
-            window.bytes.get(skip..)?.get(..buf.len()).map(|_| skip)
+        let now = windows.iter().map(|w| w.used).max().unwrap_or(0);
+        let now = now.saturating_add(1);
+        let near = |w: &Window| offset.abs_diff(w.last_end) <= NEAR;
+        let holds = |w: &Window| w.get(offset, buf.len()).is_some();
+        let [first, second] = &mut *windows;
+        let (window, ahead) = match (holds(first), holds(second), near(first), near(second)) {
+            (true, ..) | (false, false, true, _) => (first, true),
+            (_, true, ..) | (_, _, _, true) => (second, true),
+            _ if first.used < second.used => (first, false),
+            _ => (second, false),
         };
-        let mut found = covered(&window);
-        if found.is_none() {
-            let near = offset.abs_diff(window.last_end) <= NEAR;
-            if !near {
-                window.last_end = end;
-                drop(window);
+        window.last_end = end;
+        window.used = now;
+        if window.get(offset, buf.len()).is_none() {
+            if !ahead || buf.len() >= WINDOW / 2 {
+                drop(windows);
                 return self.disk.read_at(offset, buf);
             }
             window.start = offset;
-            window.bytes.resize(WINDOW, 0);
             let mut bytes = std::mem::take(&mut window.bytes);
+            bytes.resize(WINDOW, 0);
             let n = self.disk.read_at(offset, &mut bytes)?;
             bytes.truncate(n);
             window.bytes = bytes;
-            found = covered(&window);
         }
-        window.last_end = end;
-        match found.and_then(|skip| window.bytes.get(skip..)) {
+        match window.get(offset, buf.len()) {
             Some(bytes) => {
-                for (to, from) in buf.iter_mut().zip(bytes) {
-                    *to = *from;
-                }
+                buf.copy_from_slice(bytes);
                 Ok(buf.len())
             }
             // At the disk's end.

@@ -181,17 +181,3 @@ impl Record for SplitWriter {
         Ok(())
     }
 }
-
-impl Record for Option<SplitWriter> {
-    fn header(&mut self, block: &Block) -> io::Result<()> {
-        self.as_mut().map_or(Ok(()), |split| split.header(block))
-    }
-
-    fn literal(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.as_mut().map_or(Ok(()), |split| split.literal(bytes))
-    }
-
-    fn zeros(&mut self, len: u64) -> io::Result<()> {
-        self.as_mut().map_or(Ok(()), |split| split.zeros(len))
-    }
-}

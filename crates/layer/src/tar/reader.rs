@@ -285,8 +285,8 @@ impl<R: BufRead, T: Record> Reader<R, T> {
             if n == 0 {
                 break;
             }
-            for (to, from) in rest.iter_mut().zip(buffer) {
-                *to = *from;
+            if let (Some(to), Some(from)) = (rest.get_mut(..n), buffer.get(..n)) {
+                to.copy_from_slice(from);
             }
             self.input.consume(n);
             filled = filled.saturating_add(n);

@@ -1,11 +1,12 @@
 //! What entries come to: order, repetition, whiteouts, refusals.
 
-use lcow_blockio::ReadAt;
+use lcow_blockio::{FileDisk, MemDisk, ReadAt};
 use lcow_ext4::FileType;
 use lcow_ext4::check::{CheckOptions, check};
 use lcow_layer::ErrorKind;
-use lcow_layer::apply::{ApplyError, ApplyOptions, Refusal, Salt};
-use lcow_layer::export::{ExactError, exact};
+use lcow_layer::apply::{ApplyError, ApplyOptions, Refusal, Salt, apply, convert};
+use lcow_layer::compress::Compression;
+use lcow_layer::export::{ExactError, exact, unverified};
 use lcow_layer::tar::Malformed;
 
 use crate::support::{Made, Tree, make, make_with, tree};
@@ -71,6 +72,10 @@ pub(crate) fn assert_exact(made: &Made, tar: &[u8]) {
     .unwrap();
     assert_eq!(report.size, tar.len() as u64);
     assert!(out == tar, "the tar came out different");
+    let mut unhashed = Vec::new();
+    let told = unverified(&made.disk, &made.split[..], &mut unhashed).unwrap();
+    assert_eq!(told, report);
+    assert!(unhashed == tar, "the tar came out different, unverified");
 }
 
 #[test]
@@ -463,6 +468,50 @@ fn the_same_tar_gives_the_same_bytes() {
     assert_exact(&one, &bytes);
     let other = make_with(&tar(&[Hand::dir("e")]), &options).unwrap();
     assert!(all(&one).0[..2048] != all(&other).0[..2048]);
+}
+
+#[test]
+fn without_a_digest_the_headers_make_the_identity() {
+    let hands = |mode: u64, content: u8| {
+        let file = Hand::file("d/f", &[content; 10_000]);
+        tar(&[Hand::dir("d"), file.octal_at(100, 7, mode)])
+    };
+    let options = ApplyOptions::default();
+    let made = |bytes: &[u8]| {
+        let disk = MemDisk::new();
+        let converted = convert(bytes, &disk, &options).unwrap();
+        (disk.into_bytes(), converted)
+    };
+    let (disk, converted) = made(&hands(0o644, 3));
+    assert_eq!(converted.compression, Compression::None);
+    let zipped = zstd::encode_all(&hands(0o644, 3)[..], 3).unwrap();
+    let (again, from_zipped) = made(&zipped);
+    assert!(disk == again);
+    assert_eq!(from_zipped.compression, Compression::Zstd);
+    assert_eq!(from_zipped.tar_size, converted.tar_size);
+    // The UUID is bytes 104 to 120 of the superblock.
+    let uuid = |disk: &[u8]| disk[1024 + 104..1024 + 120].to_vec();
+    assert_ne!(uuid(&disk), uuid(&made(&hands(0o600, 3)).0));
+    // Only headers count, and hashing gives another identity.
+    assert_eq!(uuid(&disk), uuid(&made(&hands(0o644, 4)).0));
+    let applied = make(&hands(0o644, 3)).unwrap();
+    assert_eq!(tree(&MemDisk::from(disk.clone())), tree(&applied.disk));
+    assert_ne!(uuid(&disk), uuid(&applied.disk.into_bytes()));
+}
+
+#[test]
+fn a_file_takes_no_more_space_than_was_written() {
+    use std::os::unix::fs::MetadataExt as _;
+    let file = tempfile::tempfile().unwrap();
+    let bytes = tar(&[Hand::file("f", &vec![7; 3 << 20])]);
+    let disk = FileDisk::from(file.try_clone().unwrap());
+    let applied = apply(&bytes[..], disk, None, &ApplyOptions::default()).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), applied.disk_size);
+    let taken = file.metadata().unwrap().blocks() * 512;
+    assert!(
+        (3 << 20..(3 << 20) + (256 << 10)).contains(&taken),
+        "{taken}"
+    );
 }
 
 #[test]
