@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lcow_blockio::FileDisk;
-use lcow_layer::apply::{ApplyError, ApplyOptions, Salt, apply};
+use lcow_layer::apply::{Applied, ApplyError, ApplyOptions, Salt, apply, convert};
 
 use super::directory;
 use crate::context::Context;
@@ -54,6 +54,12 @@ pub(crate) struct FromTar {
     /// Also write what it takes to get the tar back byte for byte
     #[arg(long, value_name = "FILE")]
     split: Option<PathBuf>,
+    /// Don't compute the diff ID: the file system's UUID follows from the tar's size and headers instead
+    #[arg(long, conflicts_with = "split")]
+    no_digest: bool,
+    /// Don't wait until the disk is on stable storage
+    #[arg(long)]
+    no_sync: bool,
     /// The largest disk that may result, as 64G [default: 128G, at most 16T]
     #[arg(long, value_name = "SIZE", value_parser = super::parse_size)]
     max_size: Option<u64>,
@@ -119,14 +125,16 @@ impl FromTar {
         };
         let file: File = disk.as_file().try_clone().with_context(writing)?;
         let sidecar = split.as_mut().map(|s| s as &mut dyn Write);
-        let applied = match apply(watched, FileDisk::from(file), sidecar, &options) {
-            Ok(applied) => applied,
+        let made = match self.make(watched, file, sidecar, &options) {
+            Ok(made) => made,
             Err(_) if cancel.is_cancelled() => {
                 return Err(lcow_driver::DriverError::Cancelled.into());
             }
             Err(error) => return Err(self.explain(error)),
         };
-        disk.as_file().sync_all().with_context(writing)?;
+        if !self.no_sync {
+            disk.as_file().sync_all().with_context(writing)?;
+        }
         if let Some(mut split) = split {
             split.flush().with_context(|| "writing the sidecar")?;
             split
@@ -142,23 +150,53 @@ impl FromTar {
             use std::os::unix::fs::MetadataExt;
             return output::json(&serde_json::json!({
                 "disk": self.output,
-                "diff_id": applied.diff_id,
-                "entries": applied.entries,
-                "tar_size": applied.tar_size,
-                "disk_size": applied.disk_size,
-                "verity_root": applied.verity_root.map(|root| root.to_string()),
+                "diff_id": made.applied.map(|a| a.diff_id),
+                "entries": made.entries,
+                "tar_size": made.tar_size,
+                "disk_size": made.disk_size,
+                "verity_root": made.verity_root.map(|root| root.to_string()),
                 "allocated": file.metadata().with_context(writing)?.blocks() * 512,
-                "compressed": applied.compressed.map(|c| serde_json::json!({ "digest": c.digest, "size": c.size })),
+                "compressed": made.applied.and_then(|a| a.compressed).map(|c| serde_json::json!({ "digest": c.digest, "size": c.size })),
             }));
         }
         progress.end(None);
         if !context.quiet {
-            output::line(applied.diff_id)?;
-            if let Some(root) = applied.verity_root {
+            if let Some(applied) = made.applied {
+                output::line(applied.diff_id)?;
+            }
+            if let Some(root) = made.verity_root {
                 output::line(root)?;
             }
         }
         Ok(())
+    }
+
+    fn make(
+        &self,
+        input: Watched<'_>,
+        file: File,
+        split: Option<&mut dyn Write>,
+        options: &ApplyOptions,
+    ) -> Result<Made, ApplyError> {
+        let disk = FileDisk::from(file);
+        if self.no_digest {
+            let converted = convert(input, disk, options)?;
+            return Ok(Made {
+                tar_size: converted.tar_size,
+                entries: converted.entries,
+                disk_size: converted.disk_size,
+                verity_root: converted.verity_root,
+                applied: None,
+            });
+        }
+        let applied = apply(input, disk, split, options)?;
+        Ok(Made {
+            tar_size: applied.tar_size,
+            entries: applied.entries,
+            disk_size: applied.disk_size,
+            verity_root: applied.verity_root,
+            applied: Some(applied),
+        })
     }
 
     fn explain(&self, error: ApplyError) -> anyhow::Error {
@@ -179,6 +217,16 @@ impl FromTar {
         let error = anyhow::Error::from(error).context(format!("converting {name}"));
         explained(error, hint)
     }
+}
+
+/// What there is to say about the disk.
+struct Made {
+    tar_size: u64,
+    entries: u64,
+    disk_size: u64,
+    verity_root: Option<lcow_disk::verity::BlockHash>,
+    /// If the tar was hashed.
+    applied: Option<Applied>,
 }
 
 struct Watched<'a> {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use lcow_layer::export::{ExportOptions, canonical, exact};
+use lcow_layer::export::{ExportOptions, canonical, exact, unverified};
 use lcow_layer::tree::Subtree;
 
 use super::{Source, source_date_epoch};
@@ -33,6 +33,9 @@ pub(crate) struct ToTar {
     /// The sidecar that `from-tar --split` wrote: gives back the same tar, byte for byte
     #[arg(long, value_name = "FILE")]
     split: Option<PathBuf>,
+    /// Don't hash the tar: a disk that changed since then gives another one, and no error
+    #[arg(long, requires = "split")]
+    no_verify: bool,
     /// Turn overlayfs's whiteouts into a layer's (.wh.NAME)
     #[arg(long, conflicts_with = "split")]
     overlay: bool,
@@ -48,16 +51,21 @@ impl ToTar {
         }
         let cancel = context.no_cancel();
         let mut writer = Stoppable {
-            inner: BufWriter::with_capacity(1 << 20, output),
+            inner: BufWriter::with_capacity(128 << 10, output),
             cancel,
         };
         let result = match &self.split {
             Some(path) => {
                 let split =
                     File::open(path).with_context(|| format!("opening {}", path.display()))?;
-                exact(self.source.range()?, split, None, &mut writer)
-                    .map(drop)
-                    .with_context(reading)
+                let disk = self.source.range()?;
+                if self.no_verify {
+                    unverified(disk, split, &mut writer)
+                } else {
+                    exact(disk, split, None, &mut writer)
+                }
+                .map(drop)
+                .with_context(reading)
             }
             None => {
                 let tree = Subtree::open(self.source.open()?, b"").with_context(reading)?;
