@@ -40,7 +40,7 @@ deny: ## Licences, sources, duplicates and (where the database can be had) advis
 check-windows: ## Type-check blockio, ext4, disk and layer for Windows (a large download, once)
 	@scripts/check-windows.sh
 
-bench: ## Compare conversion with `cp` and `mke2fs -d`, as a table
+bench: ## Time conversion both ways beside its peers, as tables (INPUTS="minbase dev" ROUNDS=3 choose)
 	@scripts/bench.sh
 
 MINUTES ?= 10

@@ -1,34 +1,20 @@
 //! `lcow-benches mkfs`: how long a blank disk takes, and how much of it there is.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
 use crate::measure::{self, median};
-use crate::words;
+use crate::{Options, words};
 
 /// Sizes, as both programs take them.
 const SIZES: [&str; 5] = ["16M", "1G", "20G", "1T", "16T"];
 
 /// Formats disks of a table of sizes, with and without a journal, as whole processes.
-pub(crate) fn mkfs(args: impl Iterator<Item = PathBuf>) -> Result<()> {
-    let (mut rounds, mut lcow, mut mke2fs) = (5, None, None);
-    let mut args = args;
-    while let Some(arg) = args.next() {
-        let value = args
-            .next()
-            .with_context(|| format!("{} wants a value", arg.display()))?;
-        match arg.to_str() {
-            Some("--rounds") => rounds = value.to_string_lossy().parse().context("--rounds")?,
-            Some("--lcow") => lcow = Some(value.display().to_string()),
-            Some("--mke2fs") => mke2fs = Some(value.display().to_string()),
-            _ => anyhow::bail!("{}: no such option", arg.display()),
-        }
-    }
-    let lcow = lcow.context("--lcow is missing")?;
-    let mke2fs = mke2fs.context("--mke2fs is missing")?;
+pub(crate) fn print(options: &Options) -> Result<()> {
+    let (rounds, lcow, mke2fs) = (options.rounds, &options.lcow, "mke2fs");
     // In memory: few file systems take a file of 16 TiB.
     let memory = Path::new("/dev/shm");
     let dir = if memory.is_dir() {
@@ -50,7 +36,7 @@ pub(crate) fn mkfs(args: impl Iterator<Item = PathBuf>) -> Result<()> {
     for size in SIZES {
         for journal in [true, false] {
             let out = dir.path().join("disk");
-            let mut ours = words(&[&lcow, &"disk", &"mkfs", &out.display(), &"--size", &size]);
+            let mut ours = words(&[lcow, &"disk", &"mkfs", &out.display(), &"--size", &size]);
             let mut theirs = words(&[&mke2fs, &"-q", &"-F", &"-t", &"ext4"]);
             if !journal {
                 ours.push("--no-journal".to_owned());

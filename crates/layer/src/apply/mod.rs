@@ -148,7 +148,7 @@ pub fn apply<D: WriteAt>(
     options: &ApplyOptions,
 ) -> Result<Applied, ApplyError> {
     let record = match split {
-        Some(_) => Recorder::Split(SplitWriter::new().map_err(|e| sidecar(0, e))?),
+        Some(_) => Recorder::Split(Box::new(SplitWriter::new().map_err(|e| sidecar(0, e))?)),
         None => Recorder::Nothing,
     };
     let made = make(input, disk, record, true, options)?;

@@ -10,7 +10,7 @@ use crate::tar::{Block, Record};
 pub(super) enum Recorder {
     Nothing,
     /// Keeps all of it for the sidecar.
-    Split(SplitWriter),
+    Split(Box<SplitWriter>),
     /// Keeps its crc32c.
     Sum(u32),
 }
