@@ -52,6 +52,11 @@ mod os {
         file.write_at(buf, offset)
     }
 
+    /// Nothing is lost if it can't be done: the writes will tell whether there is space.
+    pub(super) fn expect(file: &File, offset: u64, len: u64) {
+        let _ = fallocate(file, FallocateFlags::KEEP_SIZE, offset, len);
+    }
+
     /// `Ok(false)`: this file system can't punch holes.
     pub(super) fn punch(file: &File, offset: u64, len: u64) -> io::Result<bool> {
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -101,6 +106,8 @@ mod os {
     pub(super) fn write(file: &File, offset: u64, buf: &[u8]) -> io::Result<usize> {
         file.seek_write(buf, offset)
     }
+
+    pub(super) fn expect(_: &File, _: u64, _: u64) {}
 
     pub(super) fn punch(_: &File, _: u64, _: u64) -> io::Result<bool> {
         Ok(false)
@@ -181,5 +188,9 @@ impl WriteAt for FileDisk {
 
     fn sync(&self) -> io::Result<()> {
         self.0.sync_all()
+    }
+
+    fn expect(&self, offset: u64, len: u64) {
+        os::expect(&self.0, offset, len);
     }
 }

@@ -78,6 +78,13 @@ pub trait WriteAt: ReadAt {
 
     /// Returns once all that was written is on stable storage.
     fn sync(&self) -> io::Result<()>;
+
+    /// Says that `len` bytes from `offset` on are about to be written, one after another. A file may then get its space
+    /// in one go, which costs less than block by block; contents and size stay as they are. What then isn't written after all is given back by
+    /// [`set_len`](Self::set_len) to where the writes ended. Only a hint: it can't fail, and need not do anything.
+    fn expect(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
 }
 
 macro_rules! forward {
@@ -105,6 +112,9 @@ macro_rules! forward {
             }
             fn sync(&self) -> io::Result<()> {
                 (**self).sync()
+            }
+            fn expect(&self, offset: u64, len: u64) {
+                (**self).expect(offset, len);
             }
         }
     )*};

@@ -90,4 +90,9 @@ impl<D: WriteAt> WriteAt for SubRange<D> {
     fn sync(&self) -> io::Result<()> {
         self.inner.sync()
     }
+
+    fn expect(&self, offset: u64, len: u64) {
+        let len = len.min(self.len.saturating_sub(offset));
+        self.inner.expect(self.start.saturating_add(offset), len);
+    }
 }

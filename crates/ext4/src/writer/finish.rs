@@ -63,7 +63,7 @@ impl<D: WriteAt> Writer<D> {
         let free_blocks = self.write_block_bitmaps(&geometry, &free, &mut groups)?;
         let free_inodes = self.write_inode_bitmaps(&geometry, &mut groups)?;
         self.write_inodes()?;
-        self.sink.flush()?;
+        self.sink.finish()?;
 
         let descriptors: Vec<GroupDescriptor> = (0..)
             .zip(&groups)

@@ -6,9 +6,12 @@ use super::error::WriteError;
 use crate::format::BLOCK_SIZE;
 
 /// Bytes gathered before they are written: few enough to stay in a core's cache between the two copies.
-const STAGE: usize = 1 << 18;
+const STAGE: usize = 1 << 17;
 /// From here on a piece is written as it is.
-const DIRECT: usize = 1 << 16;
+const DIRECT: usize = 1 << 15;
+/// The space that the disk is told to expect writes in, in bytes: as much again as was written so far, within these limits.
+const EXPECT_MIN: u64 = 1 << 20;
+const EXPECT_MAX: u64 = 1 << 26;
 
 /// The end of the disk, where everything but the superblock and the group descriptors is written.
 #[derive(Debug)]
@@ -17,6 +20,8 @@ pub(super) struct Sink<D> {
     stage: Vec<u8>,
     /// Where the stage goes, in bytes; whole blocks.
     start: u64,
+    /// How far the disk expects writes.
+    expected: u64,
     max_size: u64,
 }
 
@@ -26,6 +31,7 @@ impl<D: WriteAt> Sink<D> {
             disk,
             stage: Vec::with_capacity(STAGE),
             start,
+            expected: start,
             max_size,
         }
     }
@@ -59,10 +65,7 @@ impl<D: WriteAt> Sink<D> {
         if bytes.len() >= DIRECT && self.stage.len().is_multiple_of(BLOCK_SIZE) {
             self.flush()?;
             let (whole, rest) = bytes.split_at(bytes.len() / BLOCK_SIZE * BLOCK_SIZE);
-            self.disk
-                .write_all_at(self.start, whole)
-                .map_err(WriteError::io("write", self.start))?;
-            self.start += whole.len() as u64;
+            self.write(whole)?;
             bytes = rest;
         }
         while !bytes.is_empty() {
@@ -130,11 +133,38 @@ impl<D: WriteAt> Sink<D> {
     /// Writes the stage out. It must hold whole blocks.
     pub(super) fn flush(&mut self) -> Result<(), WriteError> {
         if !self.stage.is_empty() {
-            self.disk
-                .write_all_at(self.start, &self.stage)
-                .map_err(WriteError::io("write", self.start))?;
-            self.start += self.stage.len() as u64;
+            let stage = std::mem::take(&mut self.stage);
+            let written = self.write(&stage);
+            self.stage = stage;
+            written?;
             self.stage.clear();
+        }
+        Ok(())
+    }
+
+    /// Writes at the end of what is written.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        let end = self.start + bytes.len() as u64;
+        if end > self.expected {
+            let more = self.start.clamp(EXPECT_MIN, EXPECT_MAX);
+            let len = more.max(end - self.expected);
+            self.disk.expect(self.expected, len);
+            self.expected += len;
+        }
+        self.disk
+            .write_all_at(self.start, bytes)
+            .map_err(WriteError::io("write", self.start))?;
+        self.start = end;
+        Ok(())
+    }
+
+    /// Writes the stage out and gives back the space that was expected to be written and wasn't.
+    pub(super) fn finish(&mut self) -> Result<(), WriteError> {
+        self.flush()?;
+        if self.expected > self.start {
+            self.disk
+                .set_len(self.start)
+                .map_err(WriteError::io("set the length", self.start))?;
         }
         Ok(())
     }
