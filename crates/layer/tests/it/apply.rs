@@ -421,8 +421,8 @@ fn input_errors_come_through_with_their_place() {
             Ok(n)
         }
     }
-    let disk = lcow_blockio::MemDisk::new();
-    let error = lcow_layer::apply::apply(Failing(400), &disk, None, &ApplyOptions::default());
+    let disk = MemDisk::new();
+    let error = apply(Failing(400), &disk, None, &ApplyOptions::default());
     let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
     assert!(
@@ -495,7 +495,7 @@ fn without_a_digest_the_headers_make_the_identity() {
     // Only headers count, and hashing gives another identity.
     assert_eq!(uuid(&disk), uuid(&made(&hands(0o644, 4)).0));
     let applied = make(&hands(0o644, 3)).unwrap();
-    assert_eq!(tree(&MemDisk::from(disk.clone())), tree(&applied.disk));
+    assert_eq!(tree(MemDisk::from(disk.clone())), tree(&applied.disk));
     assert_ne!(uuid(&disk), uuid(&applied.disk.into_bytes()));
 }
 
