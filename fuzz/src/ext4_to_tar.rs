@@ -1,11 +1,13 @@
 //! ext4 → tar, of images that were tampered with. Input: see [`image`](crate::image).
 //!
 //! A typed error that is not an I/O error; or a tar that, applied and exported again, is the same tar; files hold what
-//! their blocks hold, zeros elsewhere, and no block of the file system's own. Memory and time are bounded.
+//! their blocks hold, zeros elsewhere, and no block of the file system's own. What the verifier finds nothing in, the reader
+//! reads. Memory and time are bounded.
 
 use std::sync::Arc;
 
 use lcow_blockio::{MemDisk, ReadAt, SubRange};
+use lcow_ext4::check::{CheckOptions, check as verify};
 use lcow_ext4::reader::{Filesystem, Journal, ReadErrorKind};
 use lcow_layer::ErrorKind;
 use lcow_layer::apply::{ApplyError, ApplyOptions, Refusal, apply};
@@ -56,6 +58,17 @@ pub(crate) fn run(input: &[u8]) {
 pub(crate) fn check(image: &[u8], overlay: bool) {
     let memory = memory(image.len());
     let disk = Bytes(image);
+    let report = bounded("checking", memory, || {
+        verify(disk, &CheckOptions::default())
+    });
+    let is_clean = match report {
+        Ok(report) => report.is_clean() && report.complete,
+        Err(error) => {
+            let kind = error.kind();
+            assert!(kind == ReadErrorKind::Unsupported, "checking: {error:?}");
+            false
+        }
+    };
     let fs = match bounded("opening", memory, || Filesystem::open(disk)) {
         Ok(fs) => Arc::new(fs),
         Err(error) => {
@@ -64,6 +77,7 @@ pub(crate) fn check(image: &[u8], overlay: bool) {
                 ReadErrorKind::Corrupt | ReadErrorKind::Unsupported
             );
             assert!(typed, "opening: {error:?}");
+            assert!(!is_clean, "it checks clean, and then {error:?}");
             return;
         }
     };
@@ -75,6 +89,11 @@ pub(crate) fn check(image: &[u8], overlay: bool) {
         Ok(None) => return,
         Err(error) => {
             assert!(error.kind() != ErrorKind::Io, "exporting: {error:?}");
+            let is_corrupt = error.kind() == ErrorKind::Corrupt;
+            assert!(
+                !(is_clean && is_corrupt),
+                "it checks clean, and then {error:?}"
+            );
             return;
         }
     };
@@ -129,7 +148,14 @@ fn round(tar: &[u8], overlay: bool) -> Option<Vec<u8>> {
             return None;
         }
     };
-    let fs = Filesystem::open(SubRange::new(&disk, 0, applied.disk_size)).expect("a disk of ours");
+    let disk = SubRange::new(&disk, 0, applied.disk_size);
+    let report = verify(&disk, &CheckOptions::default()).expect("a disk of ours can be checked");
+    assert!(
+        report.is_clean() && report.complete,
+        "a disk of ours: {:?}",
+        report.findings
+    );
+    let fs = Filesystem::open(&disk).expect("a disk of ours");
     export(Arc::new(fs), overlay).expect("a disk of ours exports")
 }
 

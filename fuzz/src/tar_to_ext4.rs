@@ -1,13 +1,14 @@
 //! tar → ext4. Input: a byte of flags, and the tar, plain or compressed.
 //!
 //! Refused, with a typed error that is not an I/O error. Or accepted: the digest is that of the tar, the tar comes back exactly, the disk
-//! reads back whole, it is the tree that [`tar_model`](crate::tar_model) makes of the tar, it is the same disk when made again, and
+//! reads back whole and checks clean, it is the tree that [`tar_model`](crate::tar_model) makes of the tar, it is the same disk when made again, and
 //! `e2fsck` finds nothing in a sample of them.
 
 use std::io::Read;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lcow_blockio::{MemDisk, ReadAt, SubRange};
+use lcow_ext4::check::{CheckOptions, check};
 use lcow_ext4::reader::Filesystem;
 use lcow_layer::ErrorKind;
 use lcow_layer::apply::{ApplyOptions, apply};
@@ -106,6 +107,15 @@ pub(crate) fn run(input: &[u8]) {
             Verdict::Unknown => {}
         }
     }
+    let report = bounded("checking", MEMORY, || {
+        check(fs.disk(), &CheckOptions::default())
+    });
+    let report = report.expect("a disk of ours can be checked");
+    assert!(
+        report.is_clean() && report.complete,
+        "a disk of ours: {:?}",
+        report.findings
+    );
     static COUNT: AtomicU32 = AtomicU32::new(0);
     if COUNT.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLE)
         && applied.disk_size <= DATA as u64
