@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use lcow_ext4::Timestamp;
 
 use crate::bytes::part;
-use crate::tree::{Kind, Node, Tree, grains};
+use crate::tree::{GRAIN, Kind, Node, Tree, grains};
 
 /// What a tar comes to.
 pub(crate) enum Verdict {
@@ -38,6 +38,15 @@ struct Extended {
     size: Option<i64>,
     mtime: Option<Timestamp>,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// `GNU.sparse.…`
+    sparse: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// A file's data: its size, and what of it is stored.
+#[derive(Default)]
+struct Data<'a> {
+    size: u64,
+    pieces: Vec<(u64, &'a [u8])>,
 }
 
 struct Entry<'a> {
@@ -50,7 +59,7 @@ struct Entry<'a> {
     mtime: Timestamp,
     device: (i64, i64),
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    data: &'a [u8],
+    data: Data<'a>,
 }
 
 /// A file of the tree being made: what it is, and for directories what is in it.
@@ -154,7 +163,16 @@ fn extended(body: &[u8], into: &mut Extended) -> Result<()> {
             b"gid" => into.gid = Some(decimal(value)?),
             b"size" => into.size = Some(decimal(value)?),
             b"mtime" => into.mtime = Some(time(value)?),
-            b"comment" => {}
+            // Times that the model does not compare.
+            b"atime" | b"ctime" => {
+                time(value)?;
+            }
+            b"comment" | b"hdrcharset" => {}
+            key if key.starts_with(b"GNU.sparse.") => {
+                if name.is_none() || into.sparse.insert(key.to_vec(), value.to_vec()).is_some() {
+                    return Err(Stop::Unknown);
+                }
+            }
             _ => match key.strip_prefix(b"SCHILY.xattr.") {
                 Some(name) if !name.contains(&b'%') && !key.contains(&0) => {
                     into.xattrs.insert(name.to_vec(), value.to_vec());
@@ -201,13 +219,21 @@ fn run(tar: &[u8], overlay: bool) -> Result<Tree> {
         }
         let (_, device) = prefix_and_device(block)?;
         let size = number(&block[124..136])?;
-        let has_data = matches!(flag, 0 | b'0' | b'7' | b'x' | b'L' | b'K');
+        let has_data = matches!(flag, 0 | b'0' | b'7' | b'S' | b'x' | b'L' | b'K');
         let special = matches!(flag, b'x' | b'L' | b'K');
         let size = if special {
             size
         } else {
             next.size.unwrap_or(size)
         };
+        let mut map = Vec::new();
+        let mut behind = behind;
+        if flag == b'S' {
+            if &block[257..265] != b"ustar  \0" {
+                return refuse("a sparse file in a header that is not GNU's");
+            }
+            (map, behind) = gnu_map(block, behind)?;
+        }
         if flag == 0 && size > 0 {
             // It has no data if its name, which may lie anywhere before, ends in a slash.
             return Err(Stop::Unknown);
@@ -244,15 +270,131 @@ fn run(tar: &[u8], overlay: bool) -> Result<Tree> {
                 }
                 pending = true;
             }
-            b'0'..=b'7' | 0 => {
-                let entry = entry(block, std::mem::take(&mut next), device, data)?;
+            b'0'..=b'7' | 0 | b'S' => {
+                let extended = std::mem::take(&mut next);
                 pending = false;
+                let data = if flag == b'S' {
+                    if !extended.sparse.is_empty() {
+                        return Err(Stop::Unknown);
+                    }
+                    spread(map, number(&block[483..495])?, data)?
+                } else if extended.sparse.is_empty() {
+                    Data {
+                        size: data.len() as u64,
+                        pieces: vec![(0, data)],
+                    }
+                } else if has_data {
+                    pax_sparse(&extended.sparse, data)?
+                } else {
+                    return Err(Stop::Unknown);
+                };
+                let entry = entry(block, extended, device, data)?;
                 model.apply(entry)?;
             }
             _ => return Err(Stop::Unknown),
         }
     }
     Ok(model.finish())
+}
+
+/// The map of an old GNU sparse file, and what follows the blocks that it goes on in.
+fn gnu_map<'a>(block: &[u8], behind: &'a [u8]) -> Result<(Vec<(i64, i64)>, &'a [u8])> {
+    let mut map = Vec::new();
+    let mut take = |pairs: &[u8]| {
+        for pair in pairs.chunks_exact(24) {
+            if pair[0] == 0 {
+                break;
+            }
+            map.push((number(&pair[..12])?, number(&pair[12..])?));
+        }
+        Ok(())
+    };
+    take(&block[386..482])?;
+    let mut more = block[482] != 0;
+    let mut behind = behind;
+    while more {
+        let Some((next, rest)) = behind.split_at_checked(512) else {
+            return refuse("cut short inside a sparse map");
+        };
+        take(&next[..504])?;
+        more = next[504] != 0;
+        behind = rest;
+    }
+    Ok((map, behind))
+}
+
+/// Data as a map of offsets and lengths puts it into a file.
+fn spread(map: Vec<(i64, i64)>, size: i64, data: &[u8]) -> Result<Data<'_>> {
+    let (mut end, mut rest) = (0, data);
+    let mut pieces = Vec::new();
+    for (offset, len) in map {
+        let stored = usize::try_from(len)
+            .ok()
+            .and_then(|len| rest.split_at_checked(len));
+        let Some((bytes, behind)) = stored else {
+            return refuse("a sparse map with more than the data");
+        };
+        if offset < end || offset.checked_add(len).is_none_or(|end| end > size) {
+            return refuse("a sparse map out of order, or past the end");
+        }
+        end = offset + len;
+        pieces.push((offset.cast_unsigned(), bytes));
+        rest = behind;
+    }
+    if !rest.is_empty() || size < 0 {
+        return refuse("a sparse map with less than the data");
+    }
+    Ok(Data {
+        size: size.cast_unsigned(),
+        pieces,
+    })
+}
+
+/// Sparse files of PAX versions 0.1 and 1.0, in the form that GNU tar writes.
+fn pax_sparse<'a>(records: &BTreeMap<Vec<u8>, Vec<u8>>, data: &'a [u8]) -> Result<Data<'a>> {
+    let keys: Vec<&[u8]> = records
+        .keys()
+        .map(|key| &key[b"GNU.sparse.".len()..])
+        .collect();
+    let get = |key: &str| {
+        let key = format!("GNU.sparse.{key}").into_bytes();
+        records.get(&key).map_or(&b""[..], Vec::as_slice)
+    };
+    let list = |numbers: Vec<i64>| numbers.chunks(2).map(|p| (p[0], p[1])).collect::<Vec<_>>();
+    match keys[..] {
+        [b"map", b"name", b"numblocks", b"size"] | [b"map", b"numblocks", b"size"] => {
+            let numbers = get("map").split(|&b| b == b',').map(decimal);
+            let numbers = numbers.collect::<Result<Vec<i64>>>()?;
+            let pairs = i64::try_from(numbers.len() / 2).unwrap_or(0);
+            if numbers.len() % 2 != 0 || pairs != decimal(get("numblocks"))? {
+                return refuse("a sparse map of another length");
+            }
+            spread(list(numbers), decimal(get("size"))?, data)
+        }
+        [b"major", b"minor", b"name", b"realsize"] | [b"major", b"minor", b"realsize"]
+            if get("major") == b"1" && get("minor") == b"0" =>
+        {
+            let mut lines = data.split_inclusive(|&b| b == b'\n');
+            let mut used = 0;
+            let mut number = || {
+                let line = lines.next().and_then(|line| {
+                    used += line.len();
+                    line.strip_suffix(b"\n")
+                });
+                decimal(line.unwrap_or_default())
+            };
+            let count = number()?;
+            let mut numbers = Vec::new();
+            for _ in 0..count.saturating_mul(2) {
+                numbers.push(number()?);
+            }
+            let Some(stored) = data.get(used.next_multiple_of(512)..) else {
+                return Err(Stop::Unknown);
+            };
+            spread(list(numbers), decimal(get("realsize"))?, stored)
+        }
+        _ => Err(Stop::Unknown),
+    }
 }
 
 /// What a header has behind the fields of all: the start of a long name, and the device.
@@ -275,7 +417,7 @@ fn entry<'a>(
     block: &[u8],
     extended: Extended,
     device: (i64, i64),
-    data: &'a [u8],
+    data: Data<'a>,
 ) -> Result<Entry<'a>> {
     let (prefix, _) = prefix_and_device(block)?;
     let mut path = prefix.to_vec();
@@ -285,10 +427,13 @@ fn entry<'a>(
     path.extend_from_slice(text(&block[..100]));
     let mtime = Timestamp::from_secs(number(&block[136..148])?);
     let path = extended.path.unwrap_or(path);
+    let is_old_dir = path.ends_with(b"/");
+    let name = extended.sparse.get(&b"GNU.sparse.name"[..]);
+    let path = name.cloned().unwrap_or(path);
     Ok(Entry {
         flag: match block[156] {
-            0 if path.ends_with(b"/") => b'5',
-            0 | b'7' => b'0',
+            0 if is_old_dir => b'5',
+            0 | b'7' | b'S' => b'0',
             flag => flag,
         },
         path,
@@ -538,9 +683,21 @@ impl Model {
     fn metadata(&self, entry: &Entry<'_>) -> Result<Node> {
         let kind = match entry.flag {
             b'0' => {
+                let grain = GRAIN as u64;
+                let mut filled: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+                for (offset, bytes) in &entry.data.pieces {
+                    for (at, &byte) in (*offset..).zip(*bytes) {
+                        let left = entry.data.size - at / grain * grain;
+                        let len = usize::try_from(left).unwrap_or(GRAIN).min(GRAIN);
+                        let piece = filled.entry(at / grain).or_insert_with(|| vec![0; len]);
+                        piece[usize::try_from(at % grain).unwrap_or(0)] = byte;
+                    }
+                }
                 let mut pieces = Vec::new();
-                grains(0, entry.data, &mut pieces);
-                Kind::File(entry.data.len() as u64, pieces)
+                for (number, bytes) in filled {
+                    grains(number * grain, &bytes, &mut pieces);
+                }
+                Kind::File(entry.data.size, pieces)
             }
             b'2' if entry.link.is_empty() || entry.link.len() > 4095 => {
                 return refuse("a symlink to nothing, or too far");
@@ -632,4 +789,29 @@ pub(crate) fn difference(expected: &Tree, found: &Tree) -> Option<String> {
     }
     let extra = found.keys().find(|path| !expected.contains_key(*path));
     extra.map(|path| format!("{} should not be there", path.escape_ascii()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_gnu_tar_writes_is_known() {
+        for tar in [
+            &include_bytes!("../layers/gnu.tar")[..],
+            include_bytes!("../layers/pax.tar"),
+            include_bytes!("../layers/sparse.tar"),
+            include_bytes!("../layers/replaced.tar"),
+        ] {
+            let Verdict::Tree(tree) = model(tar, true) else {
+                panic!("a tar of the common kind is not known");
+            };
+            let Kind::File(size, pieces) = &tree[&b"d/sparse"[..]].kind else {
+                panic!("no file");
+            };
+            let found: Vec<_> = pieces.iter().map(|p| (p.0, p.1.len())).collect();
+            assert_eq!(*size, 20001);
+            assert_eq!(found, [(8704, 512), (19968, 33)]);
+        }
+    }
 }
