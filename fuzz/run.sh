@@ -33,6 +33,8 @@ folders=("$corpus")
 for kind in seeds regressions; do
   [ ! -d "../$kind/$target" ] || folders+=("../$kind/$target")
 done
+# Images come and go with every input: memory that is kept needs no page faults.
+export MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=4000000000
 # A target holds each input to its own limit of processor time; this one is for what never ends, however busy the machine.
 status=0
 "target/$host/release/$target" -max_len=65536 -timeout=120 -rss_limit_mb=1024 -print_final_stats=1 \

@@ -348,9 +348,9 @@ fn emptied(image: &[u8]) -> Vec<u8> {
     let mut image = image.to_vec();
     let features = le32(&image, 1024 + 0x60) & !RECOVER;
     let right = {
-        let mut copy = image.clone();
+        let mut copy = image[..4096].to_vec();
         seal_superblock(&mut copy);
-        copy[2044..2048] == image[2044..2048]
+        copy == image[..4096]
     };
     put(&mut image, 1024 + 0x60, &features.to_le_bytes());
     if let Some(log) = Log::of(&image) {
@@ -399,8 +399,10 @@ pub(crate) fn run(input: &[u8]) {
     distinct.dedup();
     assert_eq!(blocks, distinct.len() as u64, "blocks replayed");
     let found = seen(&fs, image.len());
-    if let Some(at) = found.iter().zip(&after).position(|(a, b)| a != b) {
-        panic!("the replayed image is otherwise at byte {at:#x}");
+    // Most are the same: looking for the first byte takes longer than all the rest.
+    if found != after {
+        let at = found.iter().zip(&after).position(|(a, b)| a != b);
+        panic!("the replayed image is otherwise at byte {at:#x?}");
     }
     // Once more, over what the first replay left.
     if le32(&after, 1024 + 0x60) & RECOVER != 0 {
