@@ -297,8 +297,11 @@ fn run(tar: &[u8], overlay: bool) -> Result<Tree> {
     Ok(model.finish())
 }
 
+/// Offsets and lengths of what is stored of a sparse file.
+type Map = Vec<(i64, i64)>;
+
 /// The map of an old GNU sparse file, and what follows the blocks that it goes on in.
-fn gnu_map<'a>(block: &[u8], behind: &'a [u8]) -> Result<(Vec<(i64, i64)>, &'a [u8])> {
+fn gnu_map<'a>(block: &[u8], behind: &'a [u8]) -> Result<(Map, &'a [u8])> {
     let mut map = Vec::new();
     let mut take = |pairs: &[u8]| {
         for pair in pairs.chunks_exact(24) {
@@ -324,7 +327,7 @@ fn gnu_map<'a>(block: &[u8], behind: &'a [u8]) -> Result<(Vec<(i64, i64)>, &'a [
 }
 
 /// Data as a map of offsets and lengths puts it into a file.
-fn spread(map: Vec<(i64, i64)>, size: i64, data: &[u8]) -> Result<Data<'_>> {
+fn spread(map: Map, size: i64, data: &[u8]) -> Result<Data<'_>> {
     let (mut end, mut rest) = (0, data);
     let mut pieces = Vec::new();
     for (offset, len) in map {
@@ -360,7 +363,7 @@ fn pax_sparse<'a>(records: &BTreeMap<Vec<u8>, Vec<u8>>, data: &'a [u8]) -> Resul
         let key = format!("GNU.sparse.{key}").into_bytes();
         records.get(&key).map_or(&b""[..], Vec::as_slice)
     };
-    let list = |numbers: Vec<i64>| numbers.chunks(2).map(|p| (p[0], p[1])).collect::<Vec<_>>();
+    let list = |numbers: Vec<i64>| numbers.chunks(2).map(|p| (p[0], p[1])).collect::<Map>();
     match keys[..] {
         [b"map", b"name", b"numblocks", b"size"] | [b"map", b"numblocks", b"size"] => {
             let numbers = get("map").split(|&b| b == b',').map(decimal);
