@@ -52,6 +52,17 @@ mod os {
         file.write_at(buf, offset)
     }
 
+    /// May write less than all.
+    pub(super) fn write_both(
+        file: &File,
+        offset: u64,
+        first: &[u8],
+        second: &[u8],
+    ) -> io::Result<usize> {
+        let slices = [io::IoSlice::new(first), io::IoSlice::new(second)];
+        Ok(rustix::io::pwritev(file, &slices, offset)?)
+    }
+
     /// Nothing is lost if it can't be done: the writes will tell whether there is space.
     pub(super) fn expect(file: &File, offset: u64, len: u64) {
         let _ = fallocate(file, FallocateFlags::KEEP_SIZE, offset, len);
@@ -105,6 +116,15 @@ mod os {
 
     pub(super) fn write(file: &File, offset: u64, buf: &[u8]) -> io::Result<usize> {
         file.seek_write(buf, offset)
+    }
+
+    pub(super) fn write_both(
+        file: &File,
+        offset: u64,
+        first: &[u8],
+        _: &[u8],
+    ) -> io::Result<usize> {
+        write(file, offset, first)
     }
 
     pub(super) fn expect(_: &File, _: u64, _: u64) {}
@@ -163,6 +183,20 @@ impl WriteAt for FileDisk {
             }
         }
         Ok(())
+    }
+
+    fn write_both_at(&self, offset: u64, first: &[u8], second: &[u8]) -> io::Result<()> {
+        let done = loop {
+            match os::write_both(&self.0, offset, first, second) {
+                Ok(done) => break done,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        };
+        // Nearly always all of it; what is left, in the plain way.
+        let later = done.saturating_sub(first.len());
+        self.write_all_at(offset + done as u64, &first[done.min(first.len())..])?;
+        self.write_all_at(offset + (first.len() + later) as u64, &second[later..])
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

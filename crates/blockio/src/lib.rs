@@ -70,6 +70,15 @@ pub trait WriteAt: ReadAt {
     /// Writes all of `buf` at `offset`.
     fn write_all_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
 
+    /// Writes all of `first` at `offset` and all of `second` behind it, in one go where the system can.
+    fn write_both_at(&self, offset: u64, first: &[u8], second: &[u8]) -> io::Result<()> {
+        self.write_all_at(offset, first)?;
+        let behind = offset
+            .checked_add(first.len() as u64)
+            .ok_or(io::ErrorKind::FileTooLarge)?;
+        self.write_all_at(behind, second)
+    }
+
     /// Sets the size: cuts, or grows with zeros that take no space where the file system can.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
@@ -103,6 +112,9 @@ macro_rules! forward {
         impl<T: WriteAt + ?Sized> WriteAt for $pointer {
             fn write_all_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
                 (**self).write_all_at(offset, buf)
+            }
+            fn write_both_at(&self, offset: u64, first: &[u8], second: &[u8]) -> io::Result<()> {
+                (**self).write_both_at(offset, first, second)
             }
             fn set_len(&self, len: u64) -> io::Result<()> {
                 (**self).set_len(len)

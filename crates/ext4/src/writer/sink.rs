@@ -63,7 +63,6 @@ impl<D: WriteAt> Sink<D> {
             return Err(self.too_large());
         }
         if bytes.len() >= DIRECT && self.stage.len().is_multiple_of(BLOCK_SIZE) {
-            self.flush()?;
             let (whole, rest) = bytes.split_at(bytes.len() / BLOCK_SIZE * BLOCK_SIZE);
             self.write(whole)?;
             bytes = rest;
@@ -132,28 +131,25 @@ impl<D: WriteAt> Sink<D> {
 
     /// Writes the stage out. It must hold whole blocks.
     pub(super) fn flush(&mut self) -> Result<(), WriteError> {
-        if !self.stage.is_empty() {
-            let stage = std::mem::take(&mut self.stage);
-            let written = self.write(&stage);
-            self.stage = stage;
-            written?;
-            self.stage.clear();
-        }
-        Ok(())
+        self.write(&[])
     }
 
-    /// Writes at the end of what is written.
+    /// Writes the stage, and bytes behind it, at the end of what is written.
     fn write(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
-        let end = self.start + bytes.len() as u64;
+        let end = self.position() + bytes.len() as u64;
         if end > self.expected {
             let more = self.start.clamp(EXPECT_MIN, EXPECT_MAX);
             let len = more.max(end - self.expected);
             self.disk.expect(self.expected, len);
             self.expected += len;
         }
-        self.disk
-            .write_all_at(self.start, bytes)
-            .map_err(WriteError::io("write", self.start))?;
+        match (self.stage.as_slice(), bytes) {
+            ([], []) => Ok(()),
+            (bytes, []) | ([], bytes) => self.disk.write_all_at(self.start, bytes),
+            (stage, bytes) => self.disk.write_both_at(self.start, stage, bytes),
+        }
+        .map_err(WriteError::io("write", self.start))?;
+        self.stage.clear();
         self.start = end;
         Ok(())
     }
