@@ -86,7 +86,7 @@ impl Names {
         inode: u32,
         sibling: u32,
     ) -> u32 {
-        if self.live >= self.buckets.len() {
+        if self.live * 2 >= self.buckets.len() {
             self.grow();
         }
         let bucket = self.bucket(hash.0);
