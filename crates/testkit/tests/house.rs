@@ -22,7 +22,7 @@ const ARROW: &[(&str, &[&str])] = &[
         &["blockio", "ext4", "disk", "layer", "driver", "uvm", "image"],
     ),
     ("testkit", &["blockio"]),
-    ("benches", &[]),
+    ("benches", &["layer"]),
     ("fuzz", &["blockio", "ext4", "disk", "layer"]),
 ];
 
