@@ -558,19 +558,23 @@ impl<'u, R: ReadAt> Comparison<'u, R> {
             return;
         }
         let key = self.key_after(after.identity());
+        let key_before = match before {
+            Some(_) if identical => Some(key),
+            Some(before) => Some(self.key_before(before.identity())),
+            None => None,
+        };
         self.names.add(Name {
             item,
             after: key,
-            before: match before {
-                Some(_) if identical => Some(key),
-                Some(before) => Some(self.key_before(before.identity())),
-                None => None,
-            },
+            before: key_before,
             links: (
                 after.inode().links,
                 before.map_or(0, |before| before.inode().links),
             ),
-            shared: self.filesystems.1.contains(&key.0),
+            shared: (
+                self.filesystems.1.contains(&key.0),
+                key_before.is_some_and(|key| self.filesystems.0.contains(&key.0)),
+            ),
         });
     }
 

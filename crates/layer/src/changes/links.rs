@@ -17,8 +17,8 @@ pub(super) struct Name {
     pub(super) before: Option<Key>,
     /// How many names both files have, seen or not.
     pub(super) links: (u32, u32),
-    /// The file lies on a disk that is also among those from before.
-    pub(super) shared: bool,
+    /// Whether each file lies on a disk that both unions have. Only such a file can have names that were not looked at.
+    pub(super) shared: (bool, bool),
 }
 
 #[derive(Debug, Default)]
@@ -38,7 +38,7 @@ impl Names {
             *count = count.saturating_add(1);
         }
         self.0.iter().any(|name| {
-            name.shared && name.before != Some(name.after) && seen[&name.after] < name.links.0
+            name.shared.0 && name.before != Some(name.after) && seen[&name.after] < name.links.0
         })
     }
 
@@ -68,9 +68,11 @@ impl Names {
             }
         }
         if partial {
-            // The names of the old file that were not looked at still are its names, so the new file is another.
+            // The names of the old file that were not looked at still are its names, so the new file is another. (A name that a layer
+            // between hides counts too, as in the inode; so more may be told than changed, never less.)
             let lost = self.0.iter().filter(|name| {
-                let other = name.before.filter(|before| *before != name.after);
+                let other = name.before.filter(|_| name.shared.1);
+                let other = other.filter(|before| *before != name.after);
                 other.is_some_and(|before| {
                     kept.get(&before).is_some_and(|count| *count < name.links.1)
                 })

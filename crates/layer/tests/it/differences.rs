@@ -273,6 +273,18 @@ fn links_come_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_name_that_is_hidden_is_no_link() {
+    let base = opened(&[layer(&[("shared/file", text("1"))])]);
+    let linked = layer(&[
+        ("a", text("2")),
+        ("b", File::new(Kind::Link(b"a".to_vec()))),
+    ]);
+    let own = opened(&[layer(&[("b", File::whiteout())]), linked]);
+    let all = own.into_iter().chain(base.iter().cloned()).collect();
+    check(&Union::new(all).unwrap(), &Union::new(base).unwrap()).unwrap();
+}
+
+#[test]
 fn nothing_changed_is_an_empty_tar() {
     let base = union(&[layer(&[("a/b", text("1"))])]);
     let same = base.with_upper(whole(&Layer::default().open()));
