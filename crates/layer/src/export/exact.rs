@@ -88,7 +88,7 @@ pub struct Exported {
 /// Emits the tar that a layer was made from, byte for byte, from its disk (the file system alone, or with a VHD footer behind)
 /// and its sidecar as stored (`diff.split.zst`).
 ///
-/// Data is read in the tar's order, which is the order it lies on the disk, and written in pieces of [`PIECE`] bytes. A thread
+/// Data is read in the tar's order, which is the order it lies on the disk, and written in pieces of 128 KiB. A thread
 /// beside the caller's hashes them.
 ///
 /// # Errors

@@ -72,6 +72,7 @@ impl File {
     }
 
     pub(crate) fn with(mut self, name: &[u8], value: &[u8]) -> Self {
+        self.xattrs.retain(|(other, _)| other != name);
         self.xattrs.push((name.to_vec(), value.to_vec()));
         self.xattrs.sort();
         self
