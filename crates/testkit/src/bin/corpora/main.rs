@@ -8,6 +8,7 @@
 //! times the file's size of memory, with a typed error or a result that equals what reference programs found, and
 //! nothing left behind. Prints a table by class and every file that ended wrong, and exits with 1 if one did.
 
+mod disks;
 mod images;
 mod process;
 mod tars;
@@ -42,7 +43,7 @@ impl Failure {
 
 /// A file of the corpora.
 struct Case {
-    /// `image`, `tar` or `no tar`.
+    /// `image`, `tar`, `no tar` or `disk`.
     group: &'static str,
     /// The class that the index puts it in.
     class: String,
@@ -94,6 +95,7 @@ fn run(lcow: &Path) -> io::Result<bool> {
     let expectations = tars::expectations(corpora)?;
     let mut cases = images::cases(corpora)?;
     cases.extend(tars::cases(corpora)?);
+    cases.extend(disks::cases(corpora)?);
     if cases.is_empty() {
         return Err(io::Error::other("the indexes are empty"));
     }
@@ -131,6 +133,7 @@ fn judge(
     let mut lab = Lab::new(lcow, bytes)?;
     let outcome = match case.group {
         "image" => images::judge(corpora, &case, &mut lab),
+        "disk" => disks::judge(corpora, &case, &mut lab),
         "tar" => tars::judge(corpora, expectations, &case, &mut lab),
         _ => tars::judge_nontar(corpora, &case, &mut lab),
     };
