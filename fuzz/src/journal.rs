@@ -14,7 +14,7 @@ use lcow_layer::export::{ExportOptions, canonical};
 use lcow_layer::tree::Subtree;
 
 use crate::bytes::{Bytes, get, le16, le32, part, put};
-use crate::image::base;
+use crate::image::{Geometry, base};
 use crate::limits::{Capped, bounded};
 use crate::replay::{ASYNC, BIT64, Log, V1, V2, V3, be32, crc32_be, replay};
 use crate::{Mutate, Rng};
@@ -365,6 +365,18 @@ fn emptied(image: &[u8]) -> Vec<u8> {
     image
 }
 
+/// Whether the journal's inode and map are the same in both.
+fn same_journal(image: &[u8], after: &[u8]) -> bool {
+    let place = |image: &[u8]| {
+        let geometry = Geometry::of(image)?;
+        let number = usize::try_from(le32(image, 1024 + 0xe0)).ok()?;
+        let at = geometry.inode_at(image, number)?;
+        let inode = part(image, at, geometry.inode_size).to_vec();
+        Some((inode, Log::of(image)?.places))
+    };
+    place(image).is_some_and(|before| place(after) == Some(before))
+}
+
 pub(crate) fn run(input: &[u8]) {
     let Some(image) = make(input) else {
         return;
@@ -403,6 +415,10 @@ pub(crate) fn run(input: &[u8]) {
     if found != after {
         let at = found.iter().zip(&after).position(|(a, b)| a != b);
         panic!("the replayed image is otherwise at byte {at:#x?}");
+    }
+    if !same_journal(&image, &after) {
+        // It broke the way to itself. That is found when the image is opened the next time.
+        return;
     }
     // Once more, over what the first replay left.
     if le32(&after, 1024 + 0x60) & RECOVER != 0 {

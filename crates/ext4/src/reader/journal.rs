@@ -379,6 +379,7 @@ impl<'a, R: ReadAt> Log<'a, R> {
                         break;
                     } else if self.has(journal_incompat::ASYNC_COMMIT) && broken.is_none() {
                         broken = Some(next);
+                        committed = time;
                         next = next.wrapping_add(1);
                     } else {
                         return Err(corrupt(
