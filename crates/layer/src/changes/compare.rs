@@ -188,17 +188,14 @@ pub(crate) fn compare<R: ReadAt>(
 ) -> Result<Items, ExportError> {
     let mut comparison = Comparison::new(after, before, false);
     comparison.run()?;
-    if comparison.partial && comparison.names.are_incomplete() {
+    if comparison.partial && comparison.names.are_incomplete(&comparison.items) {
         comparison = Comparison::new(after, before, true);
         comparison.run()?;
     }
     let Comparison {
-        mut items,
-        names,
-        partial,
-        ..
+        mut items, names, ..
     } = comparison;
-    names.resolve(&mut items, partial);
+    names.resolve(&mut items);
     cover(&mut items);
     Ok(items)
 }

@@ -29,26 +29,38 @@ impl Names {
         self.0.push(name);
     }
 
-    /// Whether a name that was not looked at, being the same in both unions, may be a name of a file that is not: this one took the place
-    /// of another file but keeps its other names.
-    pub(super) fn are_incomplete(&self) -> bool {
+    /// Whether names that were not looked at, being the same in both unions, matter: of a file that took the place of another but keeps
+    /// its other names, or of one that another, alike file took a name of.
+    pub(super) fn are_incomplete(&self, items: &Items) -> bool {
         let mut seen: HashMap<Key, u32> = HashMap::new();
+        let mut kept: HashMap<Key, u32> = HashMap::new();
         for name in &self.0 {
             let count = seen.entry(name.after).or_default();
             *count = count.saturating_add(1);
+            if let Some(before) = name.before
+                && items.state(name.item) == State::Same
+            {
+                let count = kept.entry(before).or_default();
+                *count = count.saturating_add(1);
+            }
         }
-        self.0.iter().any(|name| {
-            name.shared.0 && name.before != Some(name.after) && seen[&name.after] < name.links.0
-        })
+        self.0
+            .iter()
+            .filter(|name| name.before != Some(name.after))
+            .any(|name| {
+                let kept = name.before.and_then(|before| kept.get(&before));
+                name.shared.0 && seen[&name.after] < name.links.0
+                    || name.shared.1 && kept.is_some_and(|count| *count < name.links.1)
+            })
     }
 
-    /// Makes changes of the names that look the same but whose files don't. `partial`: not all names were looked at.
-    pub(super) fn resolve(&self, items: &mut Items, partial: bool) {
+    /// Makes changes of the names that look the same but whose files don't.
+    pub(super) fn resolve(&self, items: &mut Items) {
         // A file is changed if any name of it is, or if not all of its names came from one and the same file that gave names to no other.
+        // What still is that very file stays, though others took names of it.
         let mut changed: HashSet<Key> = HashSet::new();
         let mut came_from: HashMap<Key, Key> = HashMap::new();
         let mut became: HashMap<Key, Key> = HashMap::new();
-        let mut kept: HashMap<Key, u32> = HashMap::new();
         for name in &self.0 {
             let Some(before) = name
                 .before
@@ -60,24 +72,10 @@ impl Names {
             if *came_from.entry(name.after).or_insert(before) != before {
                 changed.insert(name.after);
             }
-            let count = kept.entry(before).or_default();
-            *count = count.saturating_add(1);
             let other = *became.entry(before).or_insert(name.after);
             if other != name.after {
-                changed.extend([name.after, other]);
+                changed.extend([name.after, other].into_iter().filter(|key| *key != before));
             }
-        }
-        if partial {
-            // The names of the old file that were not looked at still are its names, so the new file is another. (A name that a layer
-            // between hides counts too, as in the inode; so more may be told than changed, never less.)
-            let lost = self.0.iter().filter(|name| {
-                let other = name.before.filter(|_| name.shared.1);
-                let other = other.filter(|before| *before != name.after);
-                other.is_some_and(|before| {
-                    kept.get(&before).is_some_and(|count| *count < name.links.1)
-                })
-            });
-            changed.extend(lost.map(|name| name.after));
         }
         for name in &self.0 {
             if changed.contains(&name.after) {

@@ -282,6 +282,15 @@ fn a_name_that_is_hidden_is_no_link() {
     let own = opened(&[layer(&[("b", File::whiteout())]), linked]);
     let all = own.into_iter().chain(base.iter().cloned()).collect();
     check(&Union::new(all).unwrap(), &Union::new(base).unwrap()).unwrap();
+
+    // Hidden on a disk that both have.
+    let linked = layer(&[
+        ("a", text("2")),
+        ("b", File::new(Kind::Link(b"a".to_vec()))),
+    ]);
+    let parent = Union::new(opened(&[layer(&[("b", File::whiteout())]), linked])).unwrap();
+    let own = layer(&[("a", File::whiteout())]);
+    check(&parent, &parent.with_upper(whole(&own.open()))).unwrap();
 }
 
 #[test]

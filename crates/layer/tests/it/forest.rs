@@ -487,12 +487,12 @@ pub(crate) fn any_layer(nested: bool) -> impl Strategy<Value = Layer> {
                 }
             }
         }
-        // No link may have lost its file.
+        // No link may have lost its file, or be a whiteout where none is announced.
         let gone: Vec<_> = layer
             .0
             .iter()
             .filter(|(_, file)| match &file.kind {
-                Kind::Link(target) => !layer.0.contains_key(target),
+                Kind::Link(target) => layer.0.get(target).is_none_or(File::is_whiteout),
                 _ => false,
             })
             .map(|(path, _)| path.clone())
