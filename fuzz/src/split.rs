@@ -9,7 +9,7 @@ use lcow_blockio::MemDisk;
 use lcow_layer::ErrorKind;
 use lcow_layer::apply::{ApplyOptions, apply};
 use lcow_layer::digest::Digest;
-use lcow_layer::export::{ExactError, exact};
+use lcow_layer::export::{ExactError, Exported, exact};
 
 use crate::bytes::put;
 use crate::limits::{Capped, bounded};
@@ -33,7 +33,7 @@ const TARS: &[&[u8]] = &[
 struct Layer {
     tar: &'static [u8],
     disk: MemDisk,
-    digest: Digest,
+    made: Exported,
     sidecar: Vec<u8>,
 }
 
@@ -49,7 +49,10 @@ fn layer(number: u8) -> &'static Layer {
         Layer {
             tar,
             disk,
-            digest: applied.diff_id,
+            made: Exported {
+                diff_id: applied.diff_id,
+                size: applied.tar_size,
+            },
             sidecar: zstd::decode_all(&stored[..]).expect("a sidecar of ours"),
         }
     })
@@ -81,7 +84,7 @@ pub(crate) fn run(input: &[u8]) {
             stored = compress(&mended);
         }
     }
-    for expected in [Some(&layer.digest), None] {
+    for expected in [Some(&layer.made), None] {
         let mut out = Capped::new(limit);
         let result = bounded("re-emitting", MEMORY, || {
             exact(&layer.disk, &stored[..], expected, &mut out)
@@ -146,7 +149,7 @@ mod tests {
             let layer = layer(u8::try_from(number).unwrap());
             let mut out = Vec::new();
             let stored = compress(&layer.sidecar);
-            exact(&layer.disk, &stored[..], Some(&layer.digest), &mut out).unwrap();
+            exact(&layer.disk, &stored[..], Some(&layer.made), &mut out).unwrap();
             assert!(out == layer.tar);
         }
     }

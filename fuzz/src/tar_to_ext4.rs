@@ -14,7 +14,7 @@ use lcow_layer::ErrorKind;
 use lcow_layer::apply::{ApplyOptions, apply};
 use lcow_layer::compress::Compression;
 use lcow_layer::digest::Digest;
-use lcow_layer::export::exact;
+use lcow_layer::export::{Exported, exact};
 
 use crate::limits::{Capped, bounded};
 use crate::tar_model::{self, Verdict};
@@ -87,8 +87,12 @@ pub(crate) fn run(input: &[u8]) {
     assert_eq!(applied.diff_id, Digest::of(&plain), "the tar's digest");
 
     let mut again = Capped::new(plain.len() + 1);
+    let expected = Exported {
+        diff_id: applied.diff_id,
+        size: applied.tar_size,
+    };
     bounded("re-emitting", MEMORY, || {
-        exact(&disk, &split[..], Some(&applied.diff_id), &mut again)
+        exact(&disk, &split[..], Some(&expected), &mut again)
     })
     .expect("the tar must come back");
     assert!(again.bytes == plain, "the tar that comes back differs");

@@ -9,7 +9,7 @@ use lcow_disk::vhd;
 use lcow_ext4::FileType;
 use lcow_ext4::reader::{FileMap, Filesystem, ReadError, ReadErrorKind};
 use lcow_layer::digest::Digest;
-use lcow_layer::export::{ExactError, exact};
+use lcow_layer::export::{ExactError, Exported, exact};
 use lcow_layer::tree::{Follow, Subtree, Tree, TreeError};
 use serde::Serialize;
 
@@ -106,7 +106,11 @@ impl Store {
             .ok_or_else(|| DriverError::NotFound { id: id.clone() })?;
         let path = self.0.path(id).join("diff.split.zst");
         let split = File::open(&path).map_err(DriverError::io("opening", &path))?;
-        let exported = exact(open_disk(&disk)?, split, Some(&applied.diff_id), out)
+        let expected = Exported {
+            diff_id: applied.diff_id,
+            size: applied.tar_size,
+        };
+        let exported = exact(open_disk(&disk)?, split, Some(&expected), out)
             .map_err(|e| exact_error(id, e))?;
         Ok(DiffSummary {
             digest: exported.diff_id,

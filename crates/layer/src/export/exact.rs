@@ -93,21 +93,29 @@ pub struct Exported {
 ///
 /// # Errors
 /// [`ExactError::Differs`], after all of the tar was written, if its digest is not `expected` or not the one in the sidecar:
-/// what was written must then be thrown away. An `expected` that the sidecar does not name is found out before anything is written.
+/// what was written must then be thrown away. A digest or size that is `expected` and that the sidecar does not name is found out before
+/// anything is written. Without `expected`, a hostile sidecar decides how much is written: up to 2⁶⁴ bytes.
 pub fn exact<R: ReadAt>(
     disk: R,
     split: impl Read,
-    expected: Option<&Digest>,
+    expected: Option<&Exported>,
     out: &mut impl Write,
 ) -> Result<Exported, ExactError> {
     let failed = Cell::new(false);
     let mut split = SplitReader::open(split, &failed).map_err(|e| split_error(e, 0))?;
     let promised = split.diff_id();
-    if let Some(&expected) = expected.filter(|&&expected| expected != promised) {
-        return Err(ExactError::Differs {
-            expected,
-            found: promised,
-        });
+    if let Some(expected) = expected {
+        if expected.diff_id != promised {
+            return Err(ExactError::Differs {
+                expected: expected.diff_id,
+                found: promised,
+            });
+        }
+        if expected.size != split.tar_size() {
+            return Err(ExactError::BadSplit {
+                detail: "it is of a tar of another size",
+            });
+        }
     }
     let (found, size) = std::thread::scope(|scope| {
         let (pieces, hashing) = bounded::<Bytes>(pool::DEPTH);

@@ -6,7 +6,7 @@ use lcow_ext4::check::{CheckOptions, check};
 use lcow_layer::ErrorKind;
 use lcow_layer::apply::{ApplyError, ApplyOptions, Refusal, Salt, apply, convert};
 use lcow_layer::compress::Compression;
-use lcow_layer::export::{ExactError, exact, unverified};
+use lcow_layer::export::{ExactError, Exported, exact, unverified};
 use lcow_layer::tar::Malformed;
 
 use crate::support::{Made, Tree, make, make_with, tree};
@@ -63,13 +63,11 @@ fn applied(tar: &[u8], options: &ApplyOptions) -> Tree {
 
 pub(crate) fn assert_exact(made: &Made, tar: &[u8]) {
     let mut out = Vec::new();
-    let report = exact(
-        &made.disk,
-        &made.split[..],
-        Some(&made.applied.diff_id),
-        &mut out,
-    )
-    .unwrap();
+    let expected = Exported {
+        diff_id: made.applied.diff_id,
+        size: tar.len() as u64,
+    };
+    let report = exact(&made.disk, &made.split[..], Some(&expected), &mut out).unwrap();
     assert_eq!(report.size, tar.len() as u64);
     assert!(out == tar, "the tar came out different");
     let mut unhashed = Vec::new();
@@ -578,6 +576,15 @@ fn damaged_sidecars_are_errors() {
     ));
     assert!(run(&[&plain[..], b"x"].concat()).is_err());
     assert!(exact(&made.disk, &b"junk"[..], None, &mut std::io::sink()).is_err());
+    // Of another size than is known: nothing is written.
+    let expected = Exported {
+        diff_id: made.applied.diff_id,
+        size: bytes.len() as u64 + 512,
+    };
+    let mut out = Vec::new();
+    let error = exact(&made.disk, &made.split[..], Some(&expected), &mut out).unwrap_err();
+    assert!(matches!(error, ExactError::BadSplit { .. }), "{error}");
+    assert!(out.is_empty());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use lcow_blockio::MemDisk;
 use lcow_layer::apply::{ApplyOptions, apply};
-use lcow_layer::export::exact;
+use lcow_layer::export::{Exported, exact};
 
 /// Files in the tree; directories come on top.
 const FILES: u32 = 100_000;
@@ -279,6 +279,10 @@ fn a_sidecar_is_a_twentieth_of_the_metadata() {
         );
         assert!(percent <= 5.0, "{form:?}: {percent}");
         let mut out = std::io::sink();
-        exact(&disk, &split[..], Some(&applied.diff_id), &mut out).unwrap();
+        let expected = Exported {
+            diff_id: applied.diff_id,
+            size: applied.tar_size,
+        };
+        exact(&disk, &split[..], Some(&expected), &mut out).unwrap();
     }
 }
