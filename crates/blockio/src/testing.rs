@@ -176,11 +176,12 @@ impl Dice {
     }
 }
 
-/// A disk on which, after so many changes, every further one fails.
+/// A disk on which, after so many changes, every further one fails, or only the next one.
 #[derive(Debug)]
 pub struct Failing<D> {
     inner: D,
     left: AtomicU64,
+    once: bool,
 }
 
 impl<D> Failing<D> {
@@ -189,12 +190,25 @@ impl<D> Failing<D> {
         Self {
             inner,
             left: changes.into(),
+            once: false,
+        }
+    }
+
+    /// Fails once, after `changes` writes, sizings, zeroings and syncs.
+    pub fn once_after(inner: D, changes: u64) -> Self {
+        Self {
+            once: true,
+            ..Self::after(inner, changes)
         }
     }
 
     fn count(&self) -> io::Result<()> {
+        let again = if self.once { u64::MAX } else { 0 };
         self.left
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
+                Some(n.checked_sub(1).unwrap_or(again))
+            })
+            .and_then(|n| if n == 0 { Err(n) } else { Ok(n) })
             .map(drop)
             .map_err(|_| io::Error::other("the disk failed, as the test wanted"))
     }

@@ -58,7 +58,8 @@ impl From<[[u8; 16]; 3]> for SessionGuids {
 /// programs like it; a disk that is dropped instead, or cut off, is as good, with a log to replay and without what was not
 /// synced. The file must not be used by anyone else meanwhile.
 ///
-/// After an error from the file nothing more is written: the disk must be opened again, which replays the log.
+/// After a sync or a write of metadata that failed nothing more is written, and nothing said to be safe (what a failed fsync did not
+/// write, a second one may say nothing of): the disk must be opened again, which replays the log.
 #[derive(Debug)]
 pub struct Disk<D> {
     file: D,
@@ -81,7 +82,7 @@ pub(super) struct Inner {
     changed: bool,
     /// Entries that were written to the log.
     entries: u64,
-    /// Writing failed half-way.
+    /// A sync failed, or a write of metadata half-way.
     failed: bool,
 }
 
@@ -272,20 +273,14 @@ impl Inner {
     /// Before the first change: empties the log, since entries of an earlier time must not be taken for this one's, and gives the
     /// file and its contents new GUIDs (MS-VHDX 2.2.2).
     fn begin<D: WriteAt>(&mut self, file: &D, guids: &SessionGuids) -> Result<(), VhdxError> {
-        if self.failed {
-            return Err(VhdxError::Io {
-                operation: "writing",
-                offset: 0,
-                source: io::Error::other("an earlier write failed: open the disk again"),
-            });
-        }
+        self.refuse_after_failure()?;
         if self.changed {
             return Ok(());
         }
         let log = self.layout.log;
         file.zero_range(log.start, log.len)
             .map_err(VhdxError::io("zeroing", log.start))?;
-        file.sync().map_err(VhdxError::io("syncing", log.start))?;
+        self.sync(file)?;
         self.header.update(file, |raw| {
             raw.file_write_guid = guids.file_write;
             raw.data_write_guid = guids.data_write;
@@ -376,9 +371,24 @@ impl Inner {
         Ok(())
     }
 
+    fn refuse_after_failure(&self) -> Result<(), VhdxError> {
+        if !self.failed {
+            return Ok(());
+        }
+        Err(VhdxError::Io {
+            operation: "writing",
+            offset: 0,
+            source: io::Error::other("an earlier write failed: open the disk again"),
+        })
+    }
+
     /// Waits until all that was written is safe.
     pub(super) fn sync<D: WriteAt>(&mut self, file: &D) -> Result<(), VhdxError> {
-        file.sync().map_err(VhdxError::io("syncing", 0))?;
+        self.refuse_after_failure()?;
+        file.sync().map_err(|source| {
+            self.failed = true;
+            VhdxError::io("syncing", 0)(source)
+        })?;
         self.flushed_len = self.file_len;
         Ok(())
     }
@@ -391,13 +401,7 @@ impl Inner {
         log_guid: Guid,
         sectors: &[(u64, [u8; 4096])],
     ) -> Result<(), VhdxError> {
-        if self.failed {
-            return Err(VhdxError::Io {
-                operation: "writing",
-                offset: self.layout.log.start,
-                source: io::Error::other("an earlier write failed"),
-            });
-        }
+        self.refuse_after_failure()?;
         // Half-way, neither the file nor this state is what the other takes it for.
         self.failed = true;
         let half = (self.layout.log.len / 2) & !(LOG_SECTOR.saturating_sub(1));

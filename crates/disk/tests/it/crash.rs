@@ -263,6 +263,25 @@ fn a_power_cut_while_replaying_loses_nothing() {
     .unwrap();
 }
 
+/// What a failed fsync left unwritten, a later one may call written: so nothing is called safe after it.
+#[test]
+fn nothing_is_safe_after_a_sync_that_failed() {
+    let start = blank(1 << 30, 1 << 20);
+    // How many changes there are before the sync.
+    let recorder = Recorder::new(start.snapshot());
+    let disk = vhdx::open_writable(&recorder, session(1)).unwrap();
+    disk.write_all_at(0, &[7; 4096]).unwrap();
+    let before = recorder.count() as u64;
+
+    let file = Failing::once_after(start.snapshot(), before);
+    let disk = vhdx::open_writable(&file, session(1)).unwrap();
+    disk.write_all_at(0, &[7; 4096]).unwrap();
+    disk.sync().unwrap_err();
+    disk.sync().unwrap_err();
+    disk.write_all_at(1 << 20, &[7; 4096]).unwrap_err();
+    disk.close().unwrap_err();
+}
+
 #[test]
 fn a_disk_that_fails_loses_nothing_that_was_synced() {
     let size = 127 << 30;
