@@ -74,6 +74,29 @@ pub(crate) fn input(path: &Path, what: &str, cancel: &Cancel) -> Result<Box<dyn 
     Ok(Box::new(file))
 }
 
+/// A file under a temporary name in the directory of `path`, gone if it does not get another.
+pub(crate) fn temporary(path: &Path, prefix: &str) -> Result<NamedTempFile> {
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .suffix(".part")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+        .tempfile_in(directory(path))
+        .with_context(|| format!("creating {}", path.display()))
+}
+
+/// Returns once the name of a file is on stable storage.
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(directory(path))?.sync_all()
+}
+
+/// The directory a file lies in.
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 /// A file that appears under its name only when it is complete; or standard output.
 pub(crate) enum Output {
     /// Under a temporary name in the same directory until it is kept.
@@ -111,34 +134,21 @@ impl Output {
             }
             _ => {}
         }
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let file = tempfile::Builder::new()
-            .prefix(&format!(".{name}."))
-            .suffix(".part")
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
-            .tempfile_in(directory)
-            .with_context(|| format!("creating {}", path.display()))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let file = temporary(path, &format!(".{name}."))?;
         Ok(Self::File(file, path.to_owned()))
     }
 
-    /// Gives the file its name, after all is on the disk.
+    /// Gives the file its name; it and its name are on stable storage then.
     pub(crate) fn keep(self) -> Result<()> {
         match self {
             Self::File(file, path) => {
-                file.as_file()
-                    .sync_all()
-                    .with_context(|| format!("writing {}", path.display()))?;
+                let writing = || format!("writing {}", path.display());
+                file.as_file().sync_all().with_context(writing)?;
                 file.persist(&path)
                     .map_err(|e| e.error)
-                    .with_context(|| format!("writing {}", path.display()))?;
+                    .with_context(writing)?;
+                sync_directory(&path).with_context(writing)?;
             }
             Self::Direct(mut file) => file.flush()?,
             Self::Stdout(mut out) => out.flush()?,

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use lcow_blockio::{FileDisk, ReadAt, WriteAt};
+use lcow_blockio::{ReadAt, WriteAt};
 use lcow_disk::vhdx::{self, CreateOptions, Guid, SessionGuids};
 use lcow_disk::{Container, vhd};
 
-use super::{Format, directory};
+use super::Format;
+use super::new_disk::{NewDisk, allocated};
 use crate::context::Context;
 use crate::errors::hinted;
 use crate::progress::Progress;
@@ -61,12 +62,6 @@ impl Convert {
                 "leave --block-size away, or use --to vhdx",
             ));
         }
-        if std::fs::metadata(&self.output).is_ok_and(|m| !m.is_file()) {
-            return Err(hinted(
-                format!("{} is not a regular file", self.output.display()),
-                "name a file; write it to a device with `dd conv=sparse` afterwards",
-            ));
-        }
         let reading = || format!("reading {}", self.input.display());
         let writing = || format!("writing {}", self.output.display());
         let source = super::open_container(&self.input, from)?;
@@ -78,13 +73,8 @@ impl Convert {
         };
 
         let cancel = context.cancel_on_signals()?;
-        let file = tempfile::Builder::new()
-            .prefix(".lcow-disk.")
-            .suffix(".part")
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
-            .tempfile_in(directory(&self.output))
-            .with_context(|| format!("creating {}", self.output.display()))?;
-        let disk = FileDisk::from(file.as_file().try_clone().with_context(writing)?);
+        let new = NewDisk::create(&self.output)?;
+        let disk = new.disk()?;
         let progress = Progress::new(context.quiet);
         progress.begin("converting", Some(size));
         let copy = |target: &dyn WriteAt| -> Result<()> {
@@ -126,20 +116,14 @@ impl Convert {
                 target.close().with_context(writing)?;
             }
         }
-        disk.sync().with_context(writing)?;
-        let file = file
-            .persist(&self.output)
-            .map_err(|e| e.error)
-            .with_context(writing)?;
+        let file = new.keep(true)?;
         if context.json {
-            use std::os::unix::fs::MetadataExt;
-            let metadata = file.metadata().with_context(writing)?;
             return crate::output::json(&serde_json::json!({
                 "disk": self.output,
                 "format": to.to_string(),
                 "size": size,
-                "length": metadata.len(),
-                "allocated": metadata.blocks() * 512,
+                "length": file.metadata().with_context(writing)?.len(),
+                "allocated": allocated(&file, &self.output)?,
             }));
         }
         progress.end(None);
@@ -206,7 +190,7 @@ fn random() -> Result<[u8; 16]> {
     if let Err(error) = getrandom::fill(&mut bytes) {
         bail!("getting random bytes: {error}");
     }
-    // RFC 9562: version 4, random.
+    // RFC 9562: version 4, random. A GUID in a VHDX has its third field little-endian, so the version is in byte 7.
     bytes[7] = bytes[7] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     Ok(bytes)

@@ -1,6 +1,5 @@
 //! `lcow disk flatten`: layers as one disk. `lcow layer flatten` writes its disk with this too.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,10 +13,8 @@ use lcow_layer::flatten::{FlattenOptions, LayerName, flatten, name};
 use lcow_layer::tree::{Subtree, TreeError};
 use lcow_layer::union::Union;
 
-use super::directory;
+use super::new_disk::{NewDisk, allocated};
 use crate::context::Context;
-use crate::errors::hinted;
-use crate::files;
 use crate::output;
 use crate::progress::Progress;
 
@@ -96,26 +93,8 @@ impl FlatDisk {
         union: &Union<R>,
         layers: &[LayerName],
     ) -> Result<()> {
-        if files::is_dash(&self.output) {
-            return Err(hinted(
-                "a disk can't be written to standard output",
-                "name a file with -o: the disk is sparse, and its metadata is written last",
-            ));
-        }
-        let writing = || format!("writing {}", self.output.display());
-        if std::fs::metadata(&self.output).is_ok_and(|m| !m.is_file()) {
-            return Err(hinted(
-                format!("{} is not a regular file", self.output.display()),
-                "name a file; write it to a device with `dd conv=sparse` afterwards",
-            ));
-        }
         let cancel = context.cancel_on_signals()?;
-        let disk = tempfile::Builder::new()
-            .prefix(".lcow-disk.")
-            .suffix(".part")
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
-            .tempfile_in(directory(&self.output))
-            .with_context(|| format!("creating {}", self.output.display()))?;
+        let new = NewDisk::create(&self.output)?;
         let mut options = FlattenOptions {
             vhd: self.vhd,
             ..FlattenOptions::default()
@@ -126,9 +105,8 @@ impl FlatDisk {
         let name = name(layers, &options);
         let progress = Progress::new(context.quiet);
         progress.begin("flattening", None);
-        let file: File = disk.as_file().try_clone().with_context(writing)?;
         let watched = Watched {
-            disk: FileDisk::from(file),
+            disk: new.disk()?,
             cancel: &cancel,
             progress: &progress,
         };
@@ -144,13 +122,8 @@ impl FlatDisk {
                 return Err(anyhow::Error::from(error).context(context));
             }
         };
-        disk.as_file().sync_all().with_context(writing)?;
-        let file = disk
-            .persist(&self.output)
-            .map_err(|e| e.error)
-            .with_context(writing)?;
+        let file = new.keep(true)?;
         if context.json {
-            use std::os::unix::fs::MetadataExt;
             return output::json(&serde_json::json!({
                 "disk": self.output,
                 "name": name,
@@ -158,7 +131,7 @@ impl FlatDisk {
                 "names": flat.names,
                 "data": flat.data,
                 "disk_size": flat.disk_size,
-                "allocated": file.metadata().with_context(writing)?.blocks() * 512,
+                "allocated": allocated(&file, &self.output)?,
             }));
         }
         progress.end(None);
@@ -206,5 +179,9 @@ impl WriteAt for Watched<'_> {
 
     fn sync(&self) -> io::Result<()> {
         self.disk.sync()
+    }
+
+    fn expect(&self, offset: u64, len: u64) {
+        self.disk.expect(offset, len);
     }
 }

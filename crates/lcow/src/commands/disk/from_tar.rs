@@ -1,6 +1,5 @@
 //! `lcow disk from-tar`: a tar as an ext4 disk.
 
-use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::PathBuf;
 
@@ -9,9 +8,9 @@ use clap::Args;
 use lcow_blockio::FileDisk;
 use lcow_layer::apply::{Applied, ApplyError, ApplyOptions, Salt, apply, convert};
 
-use super::directory;
+use super::new_disk::{NewDisk, allocated};
 use crate::context::Context;
-use crate::errors::{explained, hinted};
+use crate::errors::explained;
 use crate::files::{self, Output};
 use crate::output;
 use crate::progress::Progress;
@@ -67,13 +66,8 @@ pub(crate) struct FromTar {
 
 impl FromTar {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
-        if files::is_dash(&self.output) {
-            return Err(hinted(
-                "a disk can't be written to standard output",
-                "name a file with -o: the disk is sparse, and its metadata is written last",
-            ));
-        }
         let cancel = context.cancel_on_signals()?;
+        let new = NewDisk::create(&self.output)?;
         let input = files::input(&self.input, "a tar", &cancel)?;
         let size = match files::is_dash(&self.input) {
             true => None,
@@ -82,19 +76,6 @@ impl FromTar {
                 .filter(std::fs::Metadata::is_file)
                 .map(|m| m.len()),
         };
-        let writing = || format!("writing {}", self.output.display());
-        if std::fs::metadata(&self.output).is_ok_and(|m| !m.is_file()) {
-            return Err(hinted(
-                format!("{} is not a regular file", self.output.display()),
-                "name a file; write it to a device with `dd conv=sparse` afterwards",
-            ));
-        }
-        let disk = tempfile::Builder::new()
-            .prefix(".lcow-disk.")
-            .suffix(".part")
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
-            .tempfile_in(directory(&self.output))
-            .with_context(|| format!("creating {}", self.output.display()))?;
         let mut split = match &self.split {
             Some(path) => Some(BufWriter::with_capacity(
                 256 << 10,
@@ -123,18 +104,15 @@ impl FromTar {
             progress: &progress,
             cancel: &cancel,
         };
-        let file: File = disk.as_file().try_clone().with_context(writing)?;
+        let disk = new.disk()?;
         let sidecar = split.as_mut().map(|s| s as &mut dyn Write);
-        let made = match self.make(watched, file, sidecar, &options) {
+        let made = match self.make(watched, disk, sidecar, &options) {
             Ok(made) => made,
             Err(_) if cancel.is_cancelled() => {
                 return Err(lcow_driver::DriverError::Cancelled.into());
             }
             Err(error) => return Err(self.explain(error)),
         };
-        if !self.no_sync {
-            disk.as_file().sync_all().with_context(writing)?;
-        }
         if let Some(mut split) = split {
             split.flush().with_context(|| "writing the sidecar")?;
             split
@@ -142,12 +120,8 @@ impl FromTar {
                 .map_err(std::io::IntoInnerError::into_error)?
                 .keep()?;
         }
-        let file = disk
-            .persist(&self.output)
-            .map_err(|e| e.error)
-            .with_context(writing)?;
+        let file = new.keep(!self.no_sync)?;
         if context.json {
-            use std::os::unix::fs::MetadataExt;
             return output::json(&serde_json::json!({
                 "disk": self.output,
                 "diff_id": made.applied.map(|a| a.diff_id),
@@ -155,7 +129,7 @@ impl FromTar {
                 "tar_size": made.tar_size,
                 "disk_size": made.disk_size,
                 "verity_root": made.verity_root.map(|root| root.to_string()),
-                "allocated": file.metadata().with_context(writing)?.blocks() * 512,
+                "allocated": allocated(&file, &self.output)?,
                 "compressed": made.applied.and_then(|a| a.compressed).map(|c| serde_json::json!({ "digest": c.digest, "size": c.size })),
             }));
         }
@@ -174,11 +148,10 @@ impl FromTar {
     fn make(
         &self,
         input: Watched<'_>,
-        file: File,
+        disk: FileDisk,
         split: Option<&mut dyn Write>,
         options: &ApplyOptions,
     ) -> Result<Made, ApplyError> {
-        let disk = FileDisk::from(file);
         if self.no_digest {
             let converted = convert(input, disk, options)?;
             return Ok(Made {

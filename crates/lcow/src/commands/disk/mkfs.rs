@@ -4,11 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use lcow_blockio::{FileDisk, WriteAt};
 use lcow_disk::vhd;
 use lcow_ext4::mkfs;
 
-use super::directory;
+use super::new_disk::NewDisk;
 use crate::context::Context;
 use crate::errors::hinted;
 
@@ -46,13 +45,7 @@ impl Mkfs {
     pub(crate) fn run(self, _context: &Context) -> Result<()> {
         let path = &self.disk;
         match std::fs::metadata(path) {
-            Ok(m) if !m.is_file() => {
-                return Err(hinted(
-                    format!("{} is not a regular file", path.display()),
-                    "name a new file",
-                ));
-            }
-            Ok(_) if !self.force => {
+            Ok(m) if m.is_file() && !self.force => {
                 return Err(hinted(
                     format!("{} is there already", path.display()),
                     "remove it, or use --force to overwrite it",
@@ -73,13 +66,8 @@ impl Mkfs {
         uuid[6] = uuid[6] & 0x0f | 0x40;
         uuid[8] = uuid[8] & 0x3f | 0x80;
         let writing = || format!("making {}", path.display());
-        let file = tempfile::Builder::new()
-            .prefix(".lcow-disk.")
-            .suffix(".part")
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
-            .tempfile_in(directory(path))
-            .with_context(writing)?;
-        let disk = FileDisk::from(file.as_file().try_clone().with_context(writing)?);
+        let new = NewDisk::create(path)?;
+        let disk = new.disk()?;
         let options = mkfs::FormatOptions {
             size: self.size,
             journal: !self.no_journal,
@@ -92,10 +80,7 @@ impl Mkfs {
         if self.vhd {
             vhd::write_footer(&disk, self.size, id).with_context(writing)?;
         }
-        disk.sync().with_context(writing)?;
-        file.persist(path)
-            .map_err(|e| e.error)
-            .with_context(writing)?;
+        new.keep(true)?;
         Ok(())
     }
 }

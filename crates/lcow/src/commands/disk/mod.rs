@@ -6,6 +6,7 @@ mod from_tar;
 mod inspect;
 mod ls;
 mod mkfs;
+mod new_disk;
 mod to_tar;
 mod verify;
 
@@ -237,12 +238,4 @@ fn parse_bytes(text: &str) -> Result<Bytes, String> {
 /// A size of a disk: a number and a unit, all powers of 1024.
 fn parse_size(text: &str) -> Result<u64, String> {
     lcow_driver::parse_size("size", text).map_err(|e| e.to_string())
-}
-
-/// The directory a file lies in.
-fn directory(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
 }
