@@ -13,7 +13,8 @@
 //!
 //! # Name
 //! The disk's identity follows from a [`name`]: a digest over the layers' names in their order. The same layers under the same names give the
-//! same bytes, so a finished disk can be kept under it. No clock is read.
+//! same bytes, so a finished disk can be kept under it, as long as each layer's name says what is in it: a diff ID does, and the UUID of a disk that
+//! `lcow` made of a tar; that of a container's disk stays while its contents change, so what it is part of must not be kept. No clock is read.
 //!
 //! # Cost
 //! Two passes: names and metadata in the order of paths, then data, layer by layer in the order it lies there, the farthest layer first. Data goes through a
