@@ -6,6 +6,7 @@ use crate::Options;
 use crate::table::{self, Row, Way};
 
 const OURS: &str = r#"exec "$3" -q disk from-tar --no-sync -i "$1" -o "$2""#;
+const OURS_VERITY: &str = r#"exec "$3" -q disk from-tar --no-sync --verity -i "$1" -o "$2""#;
 const OURS_UNHASHED: &str = r#"exec "$3" -q disk from-tar --no-sync --no-digest -i "$1" -o "$2""#;
 /// A disk half as large again as the tar, and an inode for each 4 KiB, hold every input here.
 const MKE2FS: &str = r#"exec "$3" -q -F -t ext4 -b 4096 -i 4096 -O ^has_journal -d "$1" "$2" \
@@ -42,6 +43,7 @@ fn plain(options: &Options, name: &str) -> Result<()> {
         Way::new("sha256sum", r#"exec sha256sum "$1" >"$2""#, ""),
         Way::new("lcow --no-digest", OURS_UNHASHED, &options.lcow),
         Way::new("lcow", OURS, &options.lcow),
+        Way::new("lcow --verity", OURS_VERITY, &options.lcow),
         Way::new("mkext4 0.0.3", r#"exec "$3" mkext4 "$1" "$2""#, &peers),
         Way::new("arcbox-ext4 0.1.2", r#"exec "$3" arcbox "$1" "$2""#, &peers).slow(),
         Way::new(
@@ -53,7 +55,7 @@ fn plain(options: &Options, name: &str) -> Result<()> {
         Way::new("mke2fs -d", MKE2FS, options.dir.join("mke2fs").display()).slow(),
     ];
     let rows = table::run(&format!("{name}, plain"), &input, options.rounds, &ways)?;
-    let [cat, _, sha, unhashed, ours, peers @ ..] = rows.as_slice() else {
+    let [cat, _, sha, unhashed, ours, _, peers @ ..] = rows.as_slice() else {
         return Ok(());
     };
     let best = peers

@@ -1,4 +1,4 @@
-//! disk → tar, byte for byte; and how large the sidecar is that it takes.
+//! disk → tar, byte for byte, and how large the sidecar is that it takes; and disk → disk, flattened.
 
 use std::fs::File;
 use std::io::{BufReader, Read as _};
@@ -36,6 +36,11 @@ pub(crate) fn print(options: &Options) -> Result<()> {
             Way::new(
                 "… --no-verify",
                 r#"exec ${3%% *} -q disk to-tar "${3#* }/disk" --split "${3#* }/split" --no-verify >"$2""#,
+                format!("{} {folder}", options.lcow),
+            ),
+            Way::new(
+                "lcow disk flatten",
+                r#"exec ${3%% *} -q disk flatten "${3#* }/disk" -o "$2""#,
                 format!("{} {folder}", options.lcow),
             ),
         ];
