@@ -37,7 +37,7 @@ done
 export MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=4000000000
 # A target holds each input to its own limit of processor time; this one is for what never ends, however busy the machine.
 status=0
-"target/$host/release/$target" -max_len=65536 -timeout=120 -rss_limit_mb=1024 -print_final_stats=1 \
+TIMEFORMAT='processor time: %U s user, %S s system'
+time "target/$host/release/$target" -max_len=65536 -timeout=120 -rss_limit_mb=1024 -print_final_stats=1 \
   -max_total_time=$((minutes * 60)) -artifact_prefix="artifacts/$target/" "$@" "${folders[@]}" || status=$?
-times | sed -n '2s/^\([^ ]*\) \(.*\)$/processor time: \1 user, \2 system/p'
 exit $status
