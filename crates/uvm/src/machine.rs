@@ -171,6 +171,8 @@ impl Machine {
             }
             _ => return Err(inner.diagnose(UvmError::protocol("the agent did not say who it is"))),
         }
+        // A kernel takes half a second more than the real-time clock shows: files would be written in the host's future.
+        inner.set_clock()?;
         Ok(Self { inner })
     }
 
@@ -325,22 +327,12 @@ impl Machine {
         }
     }
 
-    /// Sets the guest's wall clock to the host's.
+    /// Sets the guest's wall clock to the host's, as was done at the start: for a host whose own clock was set.
     ///
     /// # Errors
     /// The agent's.
     pub fn set_clock(&self) -> Result<(), UvmError> {
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default();
-        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        self.inner.done(
-            "set the clock",
-            Call::SetClock {
-                seconds,
-                nanoseconds: now.subsec_nanos(),
-            },
-        )
+        self.inner.set_clock()
     }
 
     /// Ends all processes, takes all unions apart, unmounts all disks, and stops the machine. Afterwards the disks' files hold
@@ -483,6 +475,20 @@ impl Inner {
 
     fn done(&self, operation: &str, call: Call) -> Result<(), UvmError> {
         self.call(operation, call).map(drop)
+    }
+
+    fn set_clock(&self) -> Result<(), UvmError> {
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        self.done(
+            "set the clock",
+            Call::SetClock {
+                seconds,
+                nanoseconds: now.subsec_nanos(),
+            },
+        )
     }
 
     fn attach(&self, specs: Vec<DiskSpec>) -> Result<Vec<DiskId>, UvmError> {

@@ -22,7 +22,7 @@ fn three_layers_and_a_sandbox_unite_and_keep_what_is_written() {
         "t1",
         &[("a", "one"), ("b", "one"), ("d/x", "one")],
     );
-    userland(&bottom, &["dash", "cat", "rm", "mv"]);
+    userland(&bottom, &["dash", "cat", "rm", "mv", "date"]);
     let middle = tree(dir.path(), "t2", &[("b", "two"), ("d/y", "two")]);
     let top = tree(dir.path(), "t3", &[("c", "three")]);
     let layers = [(&bottom, "l1"), (&middle, "l2"), (&top, "l3")]
@@ -43,6 +43,12 @@ fn three_layers_and_a_sandbox_unite_and_keep_what_is_written() {
         sh(&machine, root, script),
         ("onetwothreeonetwo".into(), ExitStatus::Code(0))
     );
+
+    // The guest's clock is the host's: nothing is written in the host's future.
+    let guest: u128 = sh(&machine, root, "date +%s%N").0.trim().parse().unwrap();
+    let host = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
+    assert!(guest <= host + 100_000_000, "{guest} at {host}");
+    assert!(guest + 60_000_000_000 > host, "{guest} at {host}");
 
     // What is in use stays: a disk of a union, and a writable disk of a second one.
     let busy = machine.detach(&disks[..1]).unwrap_err();
@@ -88,7 +94,7 @@ fn three_layers_and_a_sandbox_unite_and_keep_what_is_written() {
     );
     machine.power_off().unwrap();
 
-    lcow_testkit::e2fsck(&sandbox);
+    lcow_testkit::e2fsck_aged(&sandbox);
     let features = std::process::Command::new("dumpe2fs")
         .arg("-h")
         .arg(&sandbox)
@@ -180,6 +186,6 @@ fn a_disk_that_is_not_ext4_is_refused_and_taken_back() {
     let ids = machine.attach(vec![spec(&good, false)]).unwrap();
     machine.trim(ids[0]).unwrap();
     machine.power_off().unwrap();
-    lcow_testkit::e2fsck(&good);
+    lcow_testkit::e2fsck_aged(&good);
     assert!(matches!(machine.sync(), Err(UvmError::Gone { .. })));
 }
