@@ -107,6 +107,17 @@ impl<R: ReadAt> Checker<'_, R> {
             Problem::Feature,
             "resize_inode and meta_bg exclude each other".to_owned(),
         );
+        // The reader's is never past the last (e2fsck: `PR_0_FIRST_META_BG_TOO_BIG`).
+        must(
+            !sb.has_incompat(incompat::META_BG)
+                || u64::from(raw.s_first_meta_bg.get()) == sb.first_meta_bg,
+            Problem::Malformed,
+            format!(
+                "the first group of groups is {}, of {}",
+                raw.s_first_meta_bg.get(),
+                sb.first_meta_bg
+            ),
+        );
         must(
             sb.has_compat(compat::HAS_JOURNAL)
                 || (raw.s_journal_inum.get() == 0
