@@ -126,6 +126,12 @@ impl<R: ReadAt> Checker<'_, R> {
             Problem::Feature,
             "it names a journal, without has_journal".to_owned(),
         );
+        // e2fsck goes by the UUID (`e2fsck_get_journal`), the kernel by the inode.
+        must(
+            raw.s_journal_inum.get() == 0 || raw.s_journal_uuid == [0; 16],
+            Problem::Reference,
+            "it names two journals: an inode, and another disk's UUID".to_owned(),
+        );
         let extra = [raw.s_min_extra_isize.get(), raw.s_want_extra_isize.get()];
         must(
             extra.iter().all(|size| {

@@ -77,7 +77,6 @@ pub mod incompat {
 pub mod ro_compat {
     pub const SPARSE_SUPER: u32 = 0x1;
     pub const LARGE_FILE: u32 = 0x2;
-    pub const BTREE_DIR: u32 = 0x4;
     pub const HUGE_FILE: u32 = 0x8;
     pub const GDT_CSUM: u32 = 0x10;
     pub const DIR_NLINK: u32 = 0x20;
@@ -132,7 +131,6 @@ pub const FEATURE_NAMES: &[(FeatureSet, u32, &str)] = &[
         "sparse_super",
     ),
     (FeatureSet::RoCompat, ro_compat::LARGE_FILE, "large_file"),
-    (FeatureSet::RoCompat, ro_compat::BTREE_DIR, "btree_dir"),
     (FeatureSet::RoCompat, ro_compat::HUGE_FILE, "huge_file"),
     (FeatureSet::RoCompat, ro_compat::GDT_CSUM, "uninit_bg"),
     (FeatureSet::RoCompat, ro_compat::DIR_NLINK, "dir_nlink"),

@@ -570,3 +570,34 @@ fn mended_checksums_hide_nothing() {
     assert_eq!(mended.findings.len(), 1, "{mended:?}");
     assert!(mended.findings[0].detail.contains("links"), "{mended:?}");
 }
+
+/// Fields of the superblock that e2fsck minds, and chance seldom hits.
+#[test]
+fn fields_of_the_superblock_that_e2fsck_minds() {
+    let dir = scratch();
+    let path = dir.path().join("image");
+    let mut patients = patients();
+    std::fs::write(&path, vec![0; 4 << 20]).unwrap();
+    let made = Command::new("mke2fs")
+        .args(["-q", "-F", "-b", "1024", "-O", "meta_bg,^resize_inode"])
+        .arg(&path)
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .status();
+    assert!(made.unwrap().success());
+    patients.push(Patient::new("meta_bg", std::fs::read(&path).unwrap()));
+    let damages: [(&str, usize, &[u8], &str); 3] = [
+        ("mkfs's", 0xd3, &[0xff], "two journals"),
+        ("journal", 0x64, &[0x6f], "FEATURE_R2"),
+        ("meta_bg", 0x104, &[9, 9, 9, 9], "first group of groups"),
+    ];
+    for (name, field, value, word) in damages {
+        let patient = patients.iter().find(|patient| patient.name == name);
+        let mut bytes = patient.unwrap().bytes.clone();
+        bytes[1024 + field..][..value.len()].copy_from_slice(value);
+        mend(&mut bytes, Place::Superblock, 1024 + field);
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(!e2fsck(&path).0, "{name}: {word}");
+        let report = check(MemDisk::from(bytes), &CheckOptions::default());
+        assert!(show(&report).contains(word), "{name}: {}", show(&report));
+    }
+}
