@@ -11,6 +11,7 @@ mod ids;
 mod layers;
 mod options;
 mod original;
+mod page;
 mod processes;
 mod sandboxes;
 mod verity;
