@@ -7,14 +7,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
-/// How a file was cloned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Cloned {
-    /// The two share their blocks.
-    Reflink,
-    /// The data was copied, and holes stayed holes.
-    Copy,
-}
+use crate::vfs::Cloned;
 
 /// Makes the empty file `to` a clone of `from`. Does not sync.
 pub(crate) fn clone(from: &File, to: &File) -> io::Result<Cloned> {

@@ -54,6 +54,7 @@ mod mounter;
 mod options;
 mod record;
 mod store;
+pub mod vfs;
 
 pub use cancel::Cancel;
 pub use driver::{Cleanup, GraphDriver, Handle, NAME, Status};

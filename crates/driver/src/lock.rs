@@ -6,16 +6,16 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::DriverError;
+use crate::files::Files;
+use crate::vfs::{Handle, LockMode, OpenMode, Sequential};
 
 /// A process that holds a lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -47,54 +47,29 @@ pub(crate) fn list(holders: &[Holder]) -> String {
         .join(", ")
 }
 
-/// How a lock is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
-    Shared,
-    Exclusive,
-}
-
 /// A held lock on a file or a directory. Dropping it releases it at once, even while a process being started still has
 /// a copy of the descriptor.
 #[derive(Debug)]
-pub(crate) struct Locked(File);
+pub(crate) struct Locked(Handle);
 
 impl Drop for Locked {
     fn drop(&mut self) {
-        // Fails only for a bad descriptor, which this can't be.
-        let _ = flock(&self.0, FlockOperation::Unlock);
+        self.0.unlock();
     }
 }
 
 impl Locked {
     /// Takes the lock if it is free; gives the file back if not.
-    pub(crate) fn try_new(file: File, mode: Mode) -> io::Result<Result<Self, File>> {
-        let operation = match mode {
-            Mode::Shared => FlockOperation::NonBlockingLockShared,
-            Mode::Exclusive => FlockOperation::NonBlockingLockExclusive,
-        };
-        loop {
-            match flock(&file, operation) {
-                Ok(()) => return Ok(Ok(Self(file))),
-                Err(Errno::INTR) => {}
-                Err(Errno::WOULDBLOCK) => return Ok(Err(file)),
-                Err(e) => return Err(e.into()),
-            }
-        }
+    pub(crate) fn try_new(file: Handle, mode: LockMode) -> io::Result<Result<Self, Handle>> {
+        Ok(if file.try_lock(mode)? {
+            Ok(Self(file))
+        } else {
+            Err(file)
+        })
     }
 
-    pub(crate) fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &Handle {
         &self.0
-    }
-
-    /// Whether `path` still is the file that was locked.
-    pub(crate) fn is_still(&self, path: &Path) -> io::Result<bool> {
-        let own = self.0.metadata()?;
-        match fs::symlink_metadata(path) {
-            Ok(now) => Ok(now.dev() == own.dev() && now.ino() == own.ino()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(e),
-        }
     }
 }
 
@@ -178,24 +153,17 @@ pub(crate) struct RootLock {
 }
 
 impl RootLock {
-    pub(crate) fn take(root: &Path, mode: Mode) -> Result<Self, DriverError> {
+    pub(crate) fn take(files: &Files, root: &Path, mode: LockMode) -> Result<Self, DriverError> {
         let path = root.join("lock");
-        let mut options = File::options();
-        options.read(true).write(true).create(true).truncate(false);
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let file = options
-            .open(&path)
-            .map_err(DriverError::io("opening", &path))?;
-        let failed = |operation| DriverError::io(operation, &path);
-        match Locked::try_new(file, mode).map_err(failed("locking"))? {
+        match files.try_lock(&path, OpenMode::Create, mode)? {
             Ok(locked) => {
-                if mode == Mode::Exclusive {
-                    write_holder(locked.file()).map_err(failed("writing"))?;
+                if mode == LockMode::Exclusive {
+                    write_holder(locked.file()).map_err(DriverError::io("writing", &path))?;
                 }
                 Ok(Self { _locked: locked })
             }
             Err(file) => {
-                let mut by = holders(&file);
+                let mut by = file.holders();
                 if by.is_empty() {
                     by.extend(read_holder(file));
                 }
@@ -209,17 +177,17 @@ impl RootLock {
 }
 
 /// The file says who holds it for people, and for where `/proc/locks` does not tell (another pid namespace).
-fn write_holder(mut file: &File) -> io::Result<()> {
+fn write_holder(file: &Handle) -> io::Result<()> {
     let pid = std::process::id();
+    let command = command_of(pid).unwrap_or_default();
     file.set_len(0)?;
-    file.rewind()?;
-    writeln!(file, "{pid}")?;
-    writeln!(file, "{}", command_of(pid).unwrap_or_default())
+    file.write_all_at(0, format!("{pid}\n{command}\n").as_bytes())
 }
 
-fn read_holder(file: File) -> Option<Holder> {
+fn read_holder(file: Handle) -> Option<Holder> {
     let mut text = String::new();
-    file.take(4096).read_to_string(&mut text).ok()?;
+    let mut file = Sequential::new(file).take(4096);
+    file.read_to_string(&mut text).ok()?;
     let mut lines = text.lines();
     let pid = lines.next()?.trim().parse().ok()?;
     let command = lines.next().filter(|c| !c.is_empty()).map(str::to_owned);
@@ -237,21 +205,20 @@ pub struct CommitGuard<'a> {
 const COMMIT_PATIENCE: Duration = Duration::from_secs(60);
 
 impl<'a> CommitGuard<'a> {
-    pub(crate) fn take(tmp: &Path, threads: &'a std::sync::Mutex<()>) -> Result<Self, DriverError> {
+    pub(crate) fn take(
+        files: &Files,
+        tmp: &Path,
+        threads: &'a std::sync::Mutex<()>,
+    ) -> Result<Self, DriverError> {
         let path: PathBuf = tmp.join(".commit");
         let thread = threads
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         let start = Instant::now();
         let mut pause = Duration::from_micros(200);
-        let mut options = File::options();
-        options.read(true).write(true).create(true).truncate(false);
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut file = options
-            .open(&path)
-            .map_err(DriverError::io("opening", &path))?;
+        let mut file = files.open(&path, OpenMode::Create)?;
         loop {
-            match Locked::try_new(file, Mode::Exclusive)
+            match Locked::try_new(file, LockMode::Exclusive)
                 .map_err(DriverError::io("locking", &path))?
             {
                 Ok(locked) => {

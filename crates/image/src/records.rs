@@ -455,7 +455,7 @@ impl Images {
                 .and_then(|n| format!("sha256:{n}").parse().ok());
             if digest.is_none_or(|d: Digest| !needed.contains(&d)) {
                 let path = file.path();
-                fs::remove_file(&path).map_err(ImageError::io("deleting", path))?;
+                self.store.remove_file(&path)?;
             }
         }
         Ok(())

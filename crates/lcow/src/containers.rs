@@ -232,13 +232,7 @@ impl<'a> Containers<'a> {
     /// Removes the sandbox, the record, and the image's layers that only this container still needed.
     pub(crate) fn remove(&self, container: &Container) -> Result<()> {
         self.store.remove(&container.id)?;
-        let path = self.path(&container.id);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(e).with_context(|| format!("deleting {}", path.display()));
-            }
-            _ => {}
-        }
+        self.store.remove_file(&self.path(&container.id))?;
         Images::open(self.store)?.collect(&container.layers)?;
         Ok(())
     }

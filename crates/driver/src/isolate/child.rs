@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use lcow_blockio::FileDisk;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
@@ -29,7 +30,7 @@ pub(super) fn main(task: &OsStr) -> i32 {
     else {
         return 3;
     };
-    let result = work(task, &disk, &split);
+    let result = work(task, FileDisk::from(disk), split);
     let written =
         serde_json::to_vec(&result).is_ok_and(|bytes| (&report).write_all(&bytes).is_ok());
     match result {
@@ -38,7 +39,7 @@ pub(super) fn main(task: &OsStr) -> i32 {
     }
 }
 
-fn work(task: &OsStr, disk: &File, split: &File) -> Report {
+fn work(task: &OsStr, disk: FileDisk, split: File) -> Report {
     let failed = |message: String| ConvertError {
         kind: ErrorKind::Isolation,
         message,

@@ -19,12 +19,12 @@ mod child;
 mod parent;
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{Read, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lcow_blockio::FileDisk;
+use lcow_blockio::WriteAt;
 use lcow_layer::apply::{ApplyError, ApplyOptions, Salt, apply};
 use lcow_layer::digest::Digest;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use crate::cancel::{Cancel, Stoppable};
 use crate::error::{ConvertError, DriverError, ErrorKind, chain};
 use crate::store::Input;
+use crate::vfs::{Handle, Sequential};
 
 /// Set to `1`, this makes tars be converted in the same process.
 pub const NO_REEXEC_VARIABLE: &str = "LCOW_NO_REEXEC";
@@ -99,11 +100,14 @@ pub(crate) fn convert(
     isolation: &Isolation,
     task: &Task,
     input: Input<'_>,
-    disk: &File,
-    split: &File,
+    disk: &Handle,
+    split: &Handle,
     cancel: &Cancel,
 ) -> Result<Done, DriverError> {
     let forbidden = std::env::var_os(NO_REEXEC_VARIABLE).is_some_and(|v| v == "1");
+    let (Some(disk_file), Some(split_file)) = (disk.as_file(), split.as_file()) else {
+        return in_process(task, input, disk, split, cancel);
+    };
     let (program, arguments) = match isolation {
         Isolation::Command { program, arguments } if !forbidden => {
             (program.clone(), arguments.clone())
@@ -114,16 +118,19 @@ pub(crate) fn convert(
         }
         _ => return in_process(task, input, disk, split, cancel),
     };
-    parent::run(&program, &arguments, task, input, disk, split, cancel)
+    parent::run(
+        &program, &arguments, task, input, disk_file, split_file, cancel,
+    )
 }
 
 fn in_process(
     task: &Task,
     input: Input<'_>,
-    disk: &File,
-    split: &File,
+    disk: &Handle,
+    split: &Handle,
     cancel: &Cancel,
 ) -> Result<Done, DriverError> {
+    let split = Sequential::new(Arc::clone(split));
     let result = match input {
         Input::File(file) => convert_here(task, Stoppable::new(file, cancel), disk, split),
         Input::Reader(reader) => convert_here(task, Stoppable::new(reader, cancel), disk, split),
@@ -133,7 +140,12 @@ fn in_process(
 }
 
 /// The conversion itself, in whichever process.
-fn convert_here(task: &Task, input: impl Read + Send, disk: &File, split: &File) -> Report {
+fn convert_here(
+    task: &Task,
+    input: impl Read + Send,
+    disk: impl WriteAt,
+    split: impl Write,
+) -> Report {
     let options = ApplyOptions {
         overlay: task.overlay,
         max_size: task.max_size,
@@ -148,10 +160,6 @@ fn convert_here(task: &Task, input: impl Read + Send, disk: &File, split: &File)
             message: format!("{operation}: {e}"),
         }
     };
-    let disk = FileDisk::from(disk.try_clone().map_err(io("duplicating the disk"))?);
-    let split = split
-        .try_clone()
-        .map_err(io("duplicating the re-emission data"))?;
     let mut split = std::io::BufWriter::with_capacity(256 << 10, split);
     let applied = apply(input, disk, Some(&mut split), &options).map_err(|e| record(&e))?;
     split.flush().map_err(io("writing the re-emission data"))?;

@@ -1,9 +1,8 @@
 //! From a tar to a layer.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::Path;
 
 use lcow_layer::digest::{Digest, chain_id};
 use serde::Serialize;
@@ -13,7 +12,8 @@ use super::{Inner, Store};
 use crate::cancel::Cancel;
 use crate::isolate;
 use crate::record::{AppliedRecord, CompressedRecord, Kind, LayerRecord};
-use crate::{DriverError, LayerId, files};
+use crate::vfs::Handle;
+use crate::{DriverError, LayerId};
 
 /// The default limit of a layer's disk, in bytes.
 pub(super) const MAX_LAYER_BYTES: u64 = 128 << 30;
@@ -189,25 +189,26 @@ impl Store {
         let mut record = self.0.record(id)?.unwrap_or_else(LayerRecord::new);
         record.applied = Some(applied.record.clone());
         half.write_record(&record)?;
-        files::sync_dir(&half.dir)?;
+        let files = &self.0.files;
+        files.sync_dir(&half.dir)?;
 
         let dir = self.0.path(id);
         let _guard = self.0.commit_lock()?;
         self.0.must_be_empty(id)?;
         let rename = |name: &str| {
             let to = dir.join(name);
-            fs::rename(half.dir.join(name), &to).map_err(DriverError::io("renaming", to))
+            files.rename(&half.dir.join(name), &to)
         };
         // The disk comes last: what lies beside it counts only when it is there.
         let placed = rename("diff.split.zst")
             .and_then(|()| rename("layer.json"))
-            .and_then(|()| files::sync_dir(&dir))
+            .and_then(|()| files.sync_dir(&dir))
             .and_then(|()| rename("layer.vhd"))
-            .and_then(|()| files::sync_dir(&dir));
+            .and_then(|()| files.sync_dir(&dir));
         if let Err(e) = placed {
             // Back to a layer without contents, as far as the failing disk lets us; recovery does the rest.
             for name in ["layer.vhd", "diff.split.zst"] {
-                if let Err(error) = files::delete(&dir.join(name)) {
+                if let Err(error) = files.delete(&dir.join(name)) {
                     tracing::warn!(layer = %id, %error, "what a failed apply left stays behind");
                 }
             }
@@ -288,8 +289,8 @@ impl Store {
         cancel.check()?;
         let disk_path = half.dir.join("layer.vhd");
         let split_path = half.dir.join("diff.split.zst");
-        let disk = files::create_new(&disk_path)?;
-        let split = files::create_new(&split_path)?;
+        let disk = self.0.files.create_new(&disk_path)?;
+        let split = self.0.files.create_new(&split_path)?;
         let task = isolate::Task {
             overlay: request.overlay,
             max_size: request.max_size,
@@ -305,10 +306,10 @@ impl Store {
             });
         }
         cancel.check()?;
-        disk.sync_all()
+        disk.sync()
             .map_err(DriverError::io("syncing", &disk_path))?;
         split
-            .sync_all()
+            .sync()
             .map_err(DriverError::io("syncing", &split_path))?;
         let chain_id = match parent {
             None => Some(chain_id(None, &done.diff_id)),
@@ -318,9 +319,9 @@ impl Store {
                 .and_then(|p| p.chain_id)
                 .map(|parent| chain_id(Some(&parent), &done.diff_id)),
         };
-        let blocks = |file: &File, path: &PathBuf| {
+        let blocks = |file: &Handle, path: &Path| {
             file.metadata()
-                .map(|m| m.blocks() * 512)
+                .map(|m| m.allocated)
                 .map_err(DriverError::io("reading", path))
         };
         let allocated = blocks(&disk, &disk_path)?;

@@ -1,14 +1,12 @@
 //! Who is whose parent. Chains are read from disk once, and again only where the file changed.
 
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::{fs, io};
 
 use super::Inner;
 use crate::record::parse_chain;
-use crate::{DriverError, LayerId, files};
+use crate::vfs::{FileKind, Metadata};
+use crate::{DriverError, LayerId};
 
 /// What tells one version of a chain's file from another: (inode, size, mtime, ctime in nanoseconds).
 type Stamp = (u64, u64, i128, i128);
@@ -22,15 +20,12 @@ type Known = (Stamp, Arc<[LayerId]>);
 impl Inner {
     /// The ids of all layers, unsorted. Names that are no layer's are passed over.
     pub(super) fn ids(&self) -> Result<Vec<LayerId>, DriverError> {
-        let failed = || DriverError::io("listing", &self.root);
         let mut ids = Vec::new();
-        for entry in fs::read_dir(&self.root).map_err(failed())? {
-            let entry = entry.map_err(failed())?;
-            let name = entry.file_name();
-            let Some(Ok(id)) = name.to_str().map(LayerId::new) else {
+        for entry in self.files.list(&self.root)? {
+            let Some(Ok(id)) = entry.name.to_str().map(LayerId::new) else {
                 continue;
             };
-            if id.as_str() == name && entry.file_type().is_ok_and(|t| t.is_dir()) {
+            if *id.as_str() == *entry.name && entry.kind == FileKind::Directory {
                 ids.push(id);
             }
         }
@@ -38,37 +33,32 @@ impl Inner {
     }
 
     pub(super) fn is_layer(&self, id: &LayerId) -> Result<bool, DriverError> {
-        let path = self.path(id);
-        match fs::symlink_metadata(&path) {
-            Ok(metadata) => Ok(metadata.is_dir()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(DriverError::io("reading", path)(e)),
-        }
+        let found = self.files.look(&self.path(id))?;
+        Ok(found.is_some_and(|m| m.is_dir()))
     }
 
     /// A layer's parents, nearest first. [`DriverError::NotFound`] if there is no such layer.
     pub(super) fn chain(&self, id: &LayerId) -> Result<Arc<[LayerId]>, DriverError> {
         let path = self.path(id).join("layerchain.json");
-        let stamp = match stamp(&path) {
-            Ok(stamp) => stamp,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                // The original driver wrote none for a layer without parents.
-                return if self.is_layer(id)? {
-                    Ok([].into())
-                } else {
-                    Err(DriverError::NotFound { id: id.clone() })
-                };
-            }
-            Err(e) => return Err(DriverError::io("reading", path)(e)),
+        let Some(found) = self.files.look(&path)? else {
+            // The original driver wrote none for a layer without parents.
+            return if self.is_layer(id)? {
+                Ok([].into())
+            } else {
+                Err(DriverError::NotFound { id: id.clone() })
+            };
         };
+        let stamp = stamp(&found);
         let cache = || self.chains.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, chain)) = cache().get(id)
             && *known == stamp
         {
             return Ok(chain.clone());
         }
-        let bytes =
-            files::read_small(&path)?.ok_or_else(|| DriverError::NotFound { id: id.clone() })?;
+        let bytes = self
+            .files
+            .read_small(&path)?
+            .ok_or_else(|| DriverError::NotFound { id: id.clone() })?;
         let chain: Arc<[LayerId]> = parse_chain(&path, &bytes)?.into();
         if chain.contains(id) {
             return Err(DriverError::corrupt(&path, "the layer is its own parent"));
@@ -106,13 +96,6 @@ impl Inner {
     }
 }
 
-fn stamp(path: &Path) -> io::Result<Stamp> {
-    let m = fs::symlink_metadata(path)?;
-    let nanos = |s: i64, n: i64| i128::from(s) * 1_000_000_000 + i128::from(n);
-    Ok((
-        m.ino(),
-        m.len(),
-        nanos(m.mtime(), m.mtime_nsec()),
-        nanos(m.ctime(), m.ctime_nsec()),
-    ))
+fn stamp(m: &Metadata) -> Stamp {
+    (m.identity.1, m.len, m.mtime, m.ctime)
 }

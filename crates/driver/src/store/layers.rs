@@ -1,21 +1,19 @@
 //! Making, removing, referencing and describing layers.
 
-use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use lcow_blockio::FileDisk;
 use lcow_disk::vhd;
 use serde::Serialize;
 
-use super::{Inner, Store};
-use crate::files::{self, TempDir};
+use super::{Inner, LayerDisk, Store};
+use crate::files::{self, Files, TempDir};
 use crate::id::REMOVING;
-use crate::lock::{self, Locked, Mode};
+use crate::lock::Locked;
 use crate::mounter::Disk;
 use crate::record::{self, AppliedRecord, DiskFormat, Kind, LayerRecord, SandboxRecord};
+use crate::vfs::{LockMode, OpenMode};
 use crate::{DriverError, LayerId};
 
 /// What making a layer did.
@@ -156,20 +154,15 @@ impl Store {
         let path = self.0.path(id);
         let start = Instant::now();
         loop {
-            let file = match File::open(&path) {
-                Ok(file) => file,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    return Err(DriverError::NotFound { id: id.clone() });
-                }
-                Err(e) => return Err(DriverError::io("opening", path)(e)),
+            let Some(file) = self.0.files.open_if_there(&path)? else {
+                return Err(DriverError::NotFound { id: id.clone() });
             };
-            match Locked::try_new(file, Mode::Shared).map_err(DriverError::io("locking", &path))? {
+            match Locked::try_new(file, LockMode::Shared)
+                .map_err(DriverError::io("locking", &path))?
+            {
                 // Renamed away before it was locked: another look tells whether there is a new one.
                 Ok(locked) => {
-                    if locked
-                        .is_still(&path)
-                        .map_err(DriverError::io("reading", &path))?
-                    {
+                    if self.0.files.is_still(&locked, &path)? {
                         return Ok(Reference {
                             id: id.clone(),
                             _locked: locked,
@@ -179,7 +172,7 @@ impl Store {
                 Err(file) if start.elapsed() > REMOVAL_PATIENCE => {
                     return Err(DriverError::InUse {
                         id: id.clone(),
-                        by: lock::holders(&file),
+                        by: file.holders(),
                     });
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
@@ -207,15 +200,16 @@ impl Store {
                     children,
                 });
             }
-            let file = File::open(&path).map_err(DriverError::io("opening", &path))?;
-            let locked = match Locked::try_new(file, Mode::Exclusive)
-                .map_err(DriverError::io("locking", &path))?
+            let locked = match self
+                .0
+                .files
+                .try_lock(&path, OpenMode::Read, LockMode::Exclusive)?
             {
                 Ok(locked) => locked,
                 Err(file) => {
                     return Err(DriverError::InUse {
                         id: id.clone(),
-                        by: lock::holders(&file),
+                        by: file.holders(),
                     });
                 }
             };
@@ -224,10 +218,10 @@ impl Store {
             (locked, self.0.rename_away(id)?)
         };
         self.0.forget(id);
-        files::sync_dir(&self.0.root)?;
-        files::delete(&away)?;
+        self.0.files.sync_dir(&self.0.root)?;
+        self.0.files.delete(&away)?;
         drop(locked);
-        files::sync_dir(&self.0.root)?;
+        self.0.files.sync_dir(&self.0.root)?;
         Ok(Removed::Removed)
     }
 
@@ -249,17 +243,16 @@ impl Store {
             disk: None,
             disk_size: 0,
             file_size: 0,
-            allocated: allocated(&dir)?,
+            allocated: allocated(&self.0.files, &dir)?,
             applied: None,
             sandbox: None,
             dir,
         };
         if let Some((path, format)) = disk {
-            let file = fs::metadata(&path).map_err(DriverError::io("reading", &path))?;
             metadata.format = format;
-            metadata.file_size = file.len();
+            metadata.file_size = self.0.files.look(&path)?.map_or(0, |file| file.len);
             metadata.disk_size = match format {
-                DiskFormat::Vhd => vhd_size(&path)?,
+                DiskFormat::Vhd => self.0.vhd_size(&path)?,
                 // Its size is in its own metadata, which this version does not read.
                 DiskFormat::Vhdx => record
                     .as_ref()
@@ -307,7 +300,7 @@ impl Store {
                 path: Some(path),
             });
         }
-        let bytes = vhd_size(&path)?;
+        let bytes = self.0.vhd_size(&path)?;
         let directory = if kind == Kind::Sandbox { "upper" } else { "" };
         Ok(Some(Disk {
             id: id.clone(),
@@ -321,6 +314,17 @@ impl Store {
 }
 
 impl Inner {
+    /// Opens a disk for reading.
+    pub(super) fn open_vhd(&self, path: &Path) -> Result<(vhd::Footer, LayerDisk), DriverError> {
+        let disk = self.files.open(path, OpenMode::Read)?;
+        vhd::open(disk).map_err(|e| vhd_error(path, e))
+    }
+
+    /// The size of the file system in a VHD, in bytes.
+    fn vhd_size(&self, path: &Path) -> Result<u64, DriverError> {
+        Ok(self.open_vhd(path)?.0.current_size)
+    }
+
     /// What a layer is, and its disk. Only "not found" makes the next candidate be looked for.
     pub(super) fn kind(
         &self,
@@ -334,12 +338,11 @@ impl Inner {
         ];
         for (name, kind, format) in candidates {
             let path = dir.join(name);
-            match fs::symlink_metadata(&path) {
-                Ok(m) if m.is_file() => return Ok((kind, Some((path, format)))),
+            match self.files.look(&path)? {
+                Some(m) if m.is_file() => return Ok((kind, Some((path, format)))),
                 // A symbolic link could name any file on the host.
-                Ok(_) => return Err(DriverError::corrupt(&path, "it is not a regular file")),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(DriverError::io("reading", path)(e)),
+                Some(_) => return Err(DriverError::corrupt(&path, "it is not a regular file")),
+                None => {}
             }
         }
         if self.is_layer(id)? {
@@ -352,7 +355,7 @@ impl Inner {
     /// `layer.json`, if there is one.
     pub(super) fn record(&self, id: &LayerId) -> Result<Option<LayerRecord>, DriverError> {
         let path = self.path(id).join("layer.json");
-        let Some(bytes) = files::read_small(&path)? else {
+        let Some(bytes) = self.files.read_small(&path)? else {
             return Ok(None);
         };
         serde_json::from_slice(&bytes)
@@ -375,14 +378,14 @@ impl Inner {
         // An id may be too long for the ending, and an earlier removal may not be through.
         if name.len() <= crate::id::MAX_ID {
             let away = self.root.join(name);
-            if files::rename_new(&path, &away)? {
+            if self.files.rename_new(&path, &away)? {
                 return Ok(away);
             }
         }
         let away = self
             .tmp()
             .join(format!("removing-{}", files::random_name()?));
-        if files::rename_new(&path, &away)? {
+        if self.files.rename_new(&path, &away)? {
             return Ok(away);
         }
         Err(DriverError::io("renaming", path)(
@@ -425,16 +428,23 @@ impl Inner {
         }
         let temp = store.temp_dir("layer")?;
         let dir = temp.path().join("layer");
-        files::ensure_dir(&dir)?;
+        self.files.ensure_dir(&dir)?;
         let path = dir.join("layerchain.json");
-        files::write_new(&path, &record::to_bytes(&path, &chain)?)?;
-        Ok(HalfLayer { temp, dir, chain })
+        self.files
+            .write_new(&path, &record::to_bytes(&path, &chain)?)?;
+        Ok(HalfLayer {
+            files: self.files.clone(),
+            temp,
+            dir,
+            chain,
+        })
     }
 }
 
 /// A layer that is not visible yet.
 #[derive(Debug)]
 pub(super) struct HalfLayer {
+    files: Files,
     // Kept for its lock, and deleted with all in it unless the layer was placed.
     pub(super) temp: TempDir,
     pub(super) dir: PathBuf,
@@ -444,12 +454,13 @@ pub(super) struct HalfLayer {
 impl HalfLayer {
     pub(super) fn write_record(&self, record: &LayerRecord) -> Result<(), DriverError> {
         let path = self.dir.join("layer.json");
-        files::write_new(&path, &record::to_bytes(&path, record)?)
+        self.files
+            .write_new(&path, &record::to_bytes(&path, record)?)
     }
 
     /// Makes the layer visible. `Ok(false)`: there is one of that id already.
     pub(super) fn place(self, inner: &Inner, id: &LayerId) -> Result<bool, DriverError> {
-        files::sync_dir(&self.dir)?;
+        self.files.sync_dir(&self.dir)?;
         {
             let _guard = inner.commit_lock()?;
             if let Some((parent, rest)) = self.chain.split_first() {
@@ -464,21 +475,14 @@ impl HalfLayer {
                     Err(e) => return Err(e),
                 }
             }
-            if !files::rename_new(&self.dir, &inner.path(id))? {
+            if !self.files.rename_new(&self.dir, &inner.path(id))? {
                 return Ok(false);
             }
         }
-        files::sync_dir(&inner.root)?;
+        self.files.sync_dir(&inner.root)?;
         drop(self.temp);
         Ok(true)
     }
-}
-
-/// The size of the file system in a VHD, in bytes.
-pub(super) fn vhd_size(path: &Path) -> Result<u64, DriverError> {
-    let disk = FileDisk::open(path).map_err(DriverError::io("opening", path))?;
-    let (footer, _) = vhd::open(&disk).map_err(|e| vhd_error(path, e))?;
-    Ok(footer.current_size)
 }
 
 pub(super) fn vhd_error(path: &Path, error: vhd::VhdError) -> DriverError {
@@ -497,12 +501,11 @@ pub(super) fn vhd_error(path: &Path, error: vhd::VhdError) -> DriverError {
 }
 
 /// Bytes allocated to the files in a directory. What vanishes meanwhile counts nothing.
-pub(super) fn allocated(dir: &Path) -> Result<u64, DriverError> {
+pub(super) fn allocated(files: &Files, dir: &Path) -> Result<u64, DriverError> {
     let mut sum = 0;
-    for entry in fs::read_dir(dir).map_err(DriverError::io("listing", dir))? {
-        let entry = entry.map_err(DriverError::io("listing", dir))?;
-        if let Ok(metadata) = entry.metadata() {
-            sum += metadata.blocks() * 512;
+    for entry in files.list(dir)? {
+        if let Ok(Some(metadata)) = files.look(&dir.join(&entry.name)) {
+            sum += metadata.allocated;
         }
     }
     Ok(sum)

@@ -23,10 +23,11 @@ pub use verify::{Finding, VerifyReport};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use crate::files::{self, TempDir};
+use crate::files::{Files, TempDir};
 use crate::isolate::Isolation;
-use crate::lock::{CommitGuard, Mode, RootLock};
+use crate::lock::{CommitGuard, RootLock};
 use crate::record::{KNOWN_INCOMPAT, KNOWN_RO_COMPAT, LAYOUT, StoreRecord};
+use crate::vfs::{Host, LockMode, Vfs};
 use crate::{DriverError, LayerId, Options};
 
 /// Who else may have the data root open at the same time.
@@ -40,7 +41,7 @@ pub enum Access {
 }
 
 /// How a store is opened.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct OpenOptions {
     /// Who else may have it open.
     pub access: Access,
@@ -48,6 +49,19 @@ pub struct OpenOptions {
     pub options: Options,
     /// Where tars are converted.
     pub isolation: Isolation,
+    /// The file system that the data root is on. With any but the host's, tars are converted in the same process.
+    pub vfs: Arc<dyn Vfs>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            access: Access::default(),
+            options: Options::default(),
+            isolation: Isolation::default(),
+            vfs: Arc::new(Host),
+        }
+    }
 }
 
 /// An open data root. Clones are the same store; all methods may be called from any number of threads.
@@ -57,6 +71,7 @@ pub struct Store(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     root: PathBuf,
+    files: Files,
     options: Options,
     isolation: Isolation,
     access: Access,
@@ -79,23 +94,22 @@ impl Store {
     /// [`DriverError::Busy`] if another process owns it, [`DriverError::NewerStore`] if a newer version wrote it,
     /// [`DriverError::Corrupt`] if `store.json` can't be understood, [`DriverError::Io`].
     pub fn open(root: &Path, open: OpenOptions) -> Result<Self, DriverError> {
-        let made = make_root(root)?;
-        let root = std::fs::canonicalize(root).map_err(DriverError::io("opening", root))?;
+        let files = Files::new(open.vfs);
+        files.ensure_dirs(root)?;
+        let root = files.canonicalize(root)?;
         let mode = match open.access {
-            Access::Shared => Mode::Shared,
-            Access::Exclusive => Mode::Exclusive,
+            Access::Shared => LockMode::Shared,
+            Access::Exclusive => LockMode::Exclusive,
         };
-        let lock = RootLock::take(&root, mode)?;
+        let lock = RootLock::take(&files, &root, mode)?;
         for directory in ["tmp", "cache", "scratch", "images", "containers"] {
-            files::ensure_dir(&root.join(directory))?;
+            files.ensure_dir(&root.join(directory))?;
         }
         let commit = Mutex::new(());
-        let read_only = check_version(&root, &commit)?;
-        if made && let Some(parent) = root.parent() {
-            files::sync_dir(parent)?;
-        }
+        let read_only = check_version(&files, &root, &commit)?;
         let mut inner = Inner {
             root,
+            files,
             options: open.options,
             isolation: open.isolation,
             access: open.access,
@@ -148,7 +162,7 @@ impl Store {
     /// [`DriverError::Io`].
     pub fn uvm_dir(&self) -> Result<PathBuf, DriverError> {
         let path = self.0.root.join("uvm");
-        files::ensure_dir(&path)?;
+        self.0.files.ensure_dir(&path)?;
         Ok(path)
     }
 
@@ -158,7 +172,7 @@ impl Store {
     /// [`DriverError::Io`].
     pub fn temp_dir(&self, prefix: &str) -> Result<TempDir, DriverError> {
         self.writable()?;
-        TempDir::new(&self.0.tmp(), prefix)
+        TempDir::new(&self.0.files, &self.0.tmp(), prefix)
     }
 
     /// Serialises short commits (a rename into place, an index that is read, changed and replaced) between all threads
@@ -177,7 +191,16 @@ impl Store {
     /// [`DriverError::Io`].
     pub fn replace_file(&self, path: &Path, bytes: &[u8]) -> Result<(), DriverError> {
         let temp = self.temp_dir("file")?;
-        files::replace_file(&temp, path, bytes)
+        self.0.files.replace(&temp, path, bytes)
+    }
+
+    /// Deletes a file of the data root durably. Not an error if it is gone already.
+    ///
+    /// # Errors
+    /// [`DriverError::Io`].
+    pub fn remove_file(&self, path: &Path) -> Result<(), DriverError> {
+        self.writable()?;
+        self.0.files.remove(path)
     }
 
     fn writable(&self) -> Result<(), DriverError> {
@@ -201,34 +224,34 @@ impl Inner {
     }
 
     fn commit_lock(&self) -> Result<CommitGuard<'_>, DriverError> {
-        CommitGuard::take(&self.tmp(), &self.commit)
+        CommitGuard::take(&self.files, &self.tmp(), &self.commit)
     }
-}
-
-fn make_root(root: &Path) -> Result<bool, DriverError> {
-    if let Some(parent) = root.parent()
-        && !parent.as_os_str().is_empty()
-    {
-        std::fs::create_dir_all(parent).map_err(DriverError::io("creating", parent))?;
-    }
-    files::ensure_dir(root)
 }
 
 /// Holds `store.json` against what this version knows; writes it if it is missing. A data root of the original driver has
 /// none, and the same layout otherwise. Gives the features that allow reading only.
-fn check_version(root: &Path, commit: &Mutex<()>) -> Result<Option<String>, DriverError> {
+fn check_version(
+    files: &Files,
+    root: &Path,
+    commit: &Mutex<()>,
+) -> Result<Option<String>, DriverError> {
     let path = root.join("store.json");
-    let bytes = match files::read_small(&path)? {
+    let bytes = match files.read_small(&path)? {
         Some(bytes) => bytes,
         None => {
             let tmp = root.join("tmp");
-            let _guard = CommitGuard::take(&tmp, commit)?;
-            match files::read_small(&path)? {
+            let _guard = CommitGuard::take(files, &tmp, commit)?;
+            match files.read_small(&path)? {
                 // Another process came first.
                 Some(bytes) => bytes,
                 None => {
+                    // Once it is there, all that it vouches for is on stable storage: the root and its directories.
+                    if let Some(parent) = root.parent() {
+                        files.sync_dir(parent)?;
+                    }
+                    files.sync_dir(root)?;
                     let bytes = crate::record::to_bytes(&path, &StoreRecord::default())?;
-                    files::replace_file(&TempDir::new(&tmp, "store")?, &path, &bytes)?;
+                    files.replace(&TempDir::new(files, &tmp, "store")?, &path, &bytes)?;
                     bytes
                 }
             }

@@ -1,11 +1,9 @@
 //! Reading layers without a VM: their trees, their files, their tars, and what changed.
 
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 
-use lcow_blockio::{FileDisk, ReadAt, SubRange};
-use lcow_disk::vhd;
+use lcow_blockio::{ReadAt, SubRange};
 use lcow_ext4::FileType;
 use lcow_ext4::reader::{FileMap, Filesystem, ReadError, ReadErrorKind};
 use lcow_layer::digest::Digest;
@@ -18,10 +16,11 @@ use super::layers::Reference;
 use super::sandbox::QuietSandbox;
 use crate::cancel::{Cancel, Stoppable};
 use crate::record::Kind;
+use crate::vfs::{Handle, OpenMode, Sequential};
 use crate::{Disk, DriverError, ErrorKind, LayerId};
 
 /// The file system in a layer's file, without the footer.
-pub type LayerDisk = SubRange<FileDisk>;
+pub type LayerDisk = SubRange<Handle>;
 /// An open file system of a layer.
 pub type LayerFs = Filesystem<LayerDisk>;
 
@@ -88,7 +87,8 @@ impl Store {
             Against::Nothing => chain.is_empty(),
             Against::Layer(other) => chain.first() == Some(other),
         };
-        Ok(own && self.0.applied(id)?.is_some() && self.0.path(id).join("diff.split.zst").exists())
+        let split = self.0.path(id).join("diff.split.zst");
+        Ok(own && self.0.applied(id)?.is_some() && self.0.files.look(&split)?.is_some())
     }
 
     pub(super) fn diff_exact(
@@ -105,12 +105,12 @@ impl Store {
             .disk(id)?
             .ok_or_else(|| DriverError::NotFound { id: id.clone() })?;
         let path = self.0.path(id).join("diff.split.zst");
-        let split = File::open(&path).map_err(DriverError::io("opening", &path))?;
+        let split = Sequential::new(self.0.files.open(&path, OpenMode::Read)?);
         let expected = Exported {
             diff_id: applied.diff_id,
             size: applied.tar_size,
         };
-        let exported = exact(open_disk(&disk)?, split, Some(&expected), out)
+        let exported = exact(self.open_disk(&disk)?, split, Some(&expected), out)
             .map_err(|e| exact_error(id, e))?;
         Ok(DiffSummary {
             digest: exported.diff_id,
@@ -138,13 +138,18 @@ impl Store {
             Kind::Sandbox => Some(self.quiet_sandbox(id)?),
             _ => None,
         };
-        let fs = Filesystem::open(open_disk(&disk)?).map_err(|e| read_error("reading", id, e))?;
+        let fs =
+            Filesystem::open(self.open_disk(&disk)?).map_err(|e| read_error("reading", id, e))?;
         Ok(Some(OpenLayer {
             disk,
             fs: Arc::new(fs),
             _reference: reference,
             _quiet: quiet,
         }))
+    }
+
+    pub(super) fn open_disk(&self, disk: &Disk) -> Result<LayerDisk, DriverError> {
+        Ok(self.0.open_vhd(&disk.path)?.1)
     }
 
     /// Gives access to the files of one layer, without those of its parents.
@@ -287,12 +292,6 @@ impl Seek for LayerFile {
             .ok_or(io::ErrorKind::InvalidInput)?;
         Ok(self.at)
     }
-}
-
-pub(super) fn open_disk(disk: &Disk) -> Result<LayerDisk, DriverError> {
-    let file = FileDisk::open(&disk.path).map_err(DriverError::io("opening", &disk.path))?;
-    let (_, range) = vhd::open(file).map_err(|e| super::layers::vhd_error(&disk.path, e))?;
-    Ok(range)
 }
 
 pub(super) fn layer_error(

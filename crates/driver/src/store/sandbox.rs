@@ -1,20 +1,21 @@
 //! Sandboxes: the writable disk of a container, cloned from a blank one.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
-use lcow_blockio::{FileDisk, SubRange, WriteAt};
+use lcow_blockio::{SubRange, WriteAt};
 use lcow_disk::vhd;
 use lcow_ext4::mkfs;
 
 use super::layers::Reference;
 use super::{Created, Inner, Store};
-use crate::lock::{self, Locked, Mode};
+use crate::files::{self, Files};
+use crate::lock::Locked;
 use crate::options::{MAX_SANDBOX_BYTES, MIN_SANDBOX_BYTES};
 use crate::record::{DiskFormat, Kind, LayerRecord, SandboxRecord};
-use crate::{DriverError, ErrorKind, LayerId, SandboxOptions, clone, files};
+use crate::vfs::{LockMode, OpenMode};
+use crate::{DriverError, ErrorKind, LayerId, SandboxOptions};
 
 /// The seed of directory hashes in blank sandboxes. It need not be secret: who can fill a directory with names that collide can
 /// only slow down their own container.
@@ -28,7 +29,8 @@ const HASH_SEED: [u8; 16] = *b"lcow sandbox dir";
 pub struct SandboxGuard {
     reference: Reference,
     path: PathBuf,
-    locked: Locked,
+    file: File,
+    _locked: Locked,
 }
 
 impl SandboxGuard {
@@ -47,7 +49,7 @@ impl SandboxGuard {
     /// The disk, open for reading and writing.
     #[must_use]
     pub fn file(&self) -> &File {
-        self.locked.file()
+        &self.file
     }
 }
 
@@ -89,7 +91,7 @@ impl Store {
         let blank = self.blank(format, size, options.journal)?;
         let path = half.dir.join(format!("sandbox.{}", format.as_str()));
         let uuid = identify(files::random_bytes()?);
-        clone_blank(&blank, &path, size, uuid)?;
+        clone_blank(&self.0.files, &blank, &path, size, uuid)?;
         let mut record = LayerRecord::new();
         record.format = format;
         record.sandbox = Some(SandboxRecord {
@@ -116,17 +118,34 @@ impl Store {
         self.writable()?;
         let reference = self.reference(id)?;
         let path = self.0.sandbox_path(id)?;
-        let file = File::options().read(true).write(true).open(&path);
-        let file = file.map_err(DriverError::io("opening", &path))?;
-        match Locked::try_new(file, Mode::Exclusive).map_err(DriverError::io("locking", &path))? {
-            Ok(locked) => Ok(SandboxGuard {
-                reference,
-                path,
-                locked,
-            }),
+        match self
+            .0
+            .files
+            .try_lock(&path, OpenMode::Write, LockMode::Exclusive)?
+        {
+            Ok(locked) => {
+                // A duplicate shares the lock.
+                let file = match locked.file().as_file() {
+                    Some(file) => file
+                        .try_clone()
+                        .map_err(DriverError::io("opening", &path))?,
+                    None => {
+                        return Err(DriverError::Unsupported {
+                            what: "a sandbox that is no file of the host".into(),
+                            path: Some(path),
+                        });
+                    }
+                };
+                Ok(SandboxGuard {
+                    reference,
+                    path,
+                    file,
+                    _locked: locked,
+                })
+            }
             Err(file) => Err(DriverError::InUse {
                 id: id.clone(),
-                by: lock::holders(&file),
+                by: file.holders(),
             }),
         }
     }
@@ -135,15 +154,18 @@ impl Store {
     pub(crate) fn quiet_sandbox(&self, id: &LayerId) -> Result<QuietSandbox, DriverError> {
         let reference = self.reference(id)?;
         let path = self.0.sandbox_path(id)?;
-        let file = File::open(&path).map_err(DriverError::io("opening", &path))?;
-        match Locked::try_new(file, Mode::Shared).map_err(DriverError::io("locking", &path))? {
+        match self
+            .0
+            .files
+            .try_lock(&path, OpenMode::Read, LockMode::Shared)?
+        {
             Ok(locked) => Ok(QuietSandbox {
                 _reference: reference,
                 _locked: locked,
             }),
             Err(file) => Err(DriverError::InUse {
                 id: id.clone(),
-                by: lock::holders(&file),
+                by: file.holders(),
             }),
         }
     }
@@ -156,16 +178,16 @@ impl Store {
             .root
             .join("cache")
             .join(format!("sandbox-{size}{plain}.{}", format.as_str()));
-        if is_blank(&path, size)? {
+        if is_blank(&self.0.files, &path, size)? {
             return Ok(path);
         }
         let _one = self.0.blanks.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_blank(&path, size)? {
+        if is_blank(&self.0.files, &path, size)? {
             return Ok(path);
         }
         let temp = self.temp_dir("blank")?;
         let half = temp.path().join("blank");
-        let disk = FileDisk::from(files::create_new(&half)?);
+        let disk = self.0.files.create_new(&half)?;
         let options = mkfs::FormatOptions {
             size,
             journal,
@@ -179,8 +201,8 @@ impl Store {
         vhd::write_footer(&disk, size, [0; 16]).map_err(|e| super::layers::vhd_error(&half, e))?;
         disk.sync().map_err(DriverError::io("syncing", &half))?;
         // Two processes that make the same blank make the same bytes: the later one's takes the earlier one's place.
-        fs::rename(&half, &path).map_err(DriverError::io("renaming", &path))?;
-        files::sync_dir(&self.0.root.join("cache"))?;
+        self.0.files.rename(&half, &path)?;
+        self.0.files.sync_dir(&self.0.root.join("cache"))?;
         Ok(path)
     }
 }
@@ -206,33 +228,39 @@ impl Inner {
         let (Kind::Sandbox, Some((path, _))) = self.kind(id)? else {
             return Ok(());
         };
-        let file = File::open(&path).map_err(DriverError::io("opening", &path))?;
-        match Locked::try_new(file, Mode::Exclusive).map_err(DriverError::io("locking", &path))? {
+        match self
+            .files
+            .try_lock(&path, OpenMode::Read, LockMode::Exclusive)?
+        {
             Ok(_) => Ok(()),
             Err(file) => Err(DriverError::InUse {
                 id: id.clone(),
-                by: lock::holders(&file),
+                by: file.holders(),
             }),
         }
     }
 }
 
 /// A blank's file is there and as long as it must be. It was fsynced before it got its name, so it is whole.
-fn is_blank(path: &Path, size: u64) -> Result<bool, DriverError> {
-    match fs::symlink_metadata(path) {
-        Ok(m) => Ok(m.is_file() && m.len() == size + vhd::FOOTER_LEN),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(DriverError::io("reading", path)(e)),
-    }
+fn is_blank(files: &Files, path: &Path, size: u64) -> Result<bool, DriverError> {
+    let found = files.look(path)?;
+    Ok(found.is_some_and(|m| m.is_file() && m.len == size + vhd::FOOTER_LEN))
 }
 
 /// Clones a blank into a new file and gives the clone its own identity.
-fn clone_blank(blank: &Path, path: &Path, size: u64, uuid: [u8; 16]) -> Result<(), DriverError> {
-    let from = File::open(blank).map_err(DriverError::io("opening", blank))?;
-    let to = files::create_new(path)?;
-    let how = clone::clone(&from, &to).map_err(DriverError::io("cloning to", path))?;
+fn clone_blank(
+    files: &Files,
+    blank: &Path,
+    path: &Path,
+    size: u64,
+    uuid: [u8; 16],
+) -> Result<(), DriverError> {
+    let from = files.open(blank, OpenMode::Read)?;
+    let disk = files.create_new(path)?;
+    let how = disk
+        .become_clone_of(&*from)
+        .map_err(DriverError::io("cloning to", path))?;
     tracing::debug!(path = %path.display(), ?how, "cloned a blank sandbox");
-    let disk = FileDisk::from(to);
     mkfs::set_uuid(&SubRange::new(&disk, 0, size), uuid).map_err(|e| format_error(path, e))?;
     vhd::write_footer(&disk, size, uuid).map_err(|e| super::layers::vhd_error(path, e))?;
     disk.sync().map_err(DriverError::io("syncing", path))

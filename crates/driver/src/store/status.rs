@@ -1,14 +1,14 @@
 //! What a store holds, in numbers.
 
 use std::collections::HashSet;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::{Access, Recovery, Store, recover};
+use crate::files::Files;
 use crate::record::Kind;
+use crate::vfs::Metadata;
 use crate::{DriverError, LayerId};
 
 /// A cached disk.
@@ -73,17 +73,17 @@ impl Store {
                     continue;
                 }
             }
-            each_file(&self.0.path(&id), |_, file| {
-                if seen.insert((file.dev(), file.ino())) {
-                    status.allocated += file.blocks() * 512;
-                    status.apparent += file.len();
+            each_file(&self.0.files, &self.0.path(&id), |_, file| {
+                if seen.insert(file.identity) {
+                    status.allocated += file.allocated;
+                    status.apparent += file.len;
                 }
             });
         }
-        each_file(&self.0.root.join("cache"), |name, file| {
+        each_file(&self.0.files, &self.0.root.join("cache"), |name, file| {
             status.cache.push(CacheEntry {
                 name,
-                allocated: file.blocks() * 512,
+                allocated: file.allocated,
             });
         });
         status.cache.sort_by(|a, b| a.name.cmp(&b.name));
@@ -101,15 +101,12 @@ impl Store {
 }
 
 /// Visits the files in a directory. What vanishes meanwhile is passed over: this only counts.
-fn each_file(dir: &Path, mut visit: impl FnMut(String, &fs::Metadata)) {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        if let Ok(metadata) = entry.metadata()
+fn each_file(files: &Files, dir: &Path, mut visit: impl FnMut(String, &Metadata)) {
+    for entry in files.list(dir).unwrap_or_default() {
+        if let Ok(Some(metadata)) = files.look(&dir.join(&entry.name))
             && metadata.is_file()
         {
-            visit(entry.file_name().to_string_lossy().into_owned(), &metadata);
+            visit(entry.name.to_string_lossy().into_owned(), &metadata);
         }
     }
 }

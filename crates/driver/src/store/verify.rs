@@ -5,7 +5,7 @@ use lcow_ext4::check::{CheckOptions, Report, check};
 use serde::Serialize;
 
 use super::Store;
-use super::read::{open_disk, read_error};
+use super::read::read_error;
 use crate::cancel::{Cancel, Stoppable};
 use crate::error::chain;
 use crate::record::{AppliedRecord, Kind};
@@ -92,7 +92,7 @@ impl Store {
             cancel.check()?;
             report.note("verity", verified);
         }
-        let checked = open_disk(&disk).and_then(|d| {
+        let checked = self.open_disk(&disk).and_then(|d| {
             check(d, &CheckOptions::default()).map_err(|e| read_error("reading", id, e))
         });
         let checked = report.note("file system", checked);
@@ -137,7 +137,7 @@ impl Store {
     ) -> Result<(), DriverError> {
         let record = self.0.path(&disk.id).join("layer.json");
         let root: BlockHash = root.parse().map_err(|e| DriverError::corrupt(&record, e))?;
-        let range = Stoppable::new(open_disk(disk)?, cancel);
+        let range = Stoppable::new(self.open_disk(disk)?, cancel);
         Tree::open(range, applied.disk_size)
             .and_then(|tree| tree.verify(&root))
             .map_err(|e| match e {
