@@ -10,7 +10,7 @@ use crate::common::{id, isolated, tar};
 
 const ROLE: &str = "LCOW_TEST_ROLE";
 const ROOT: &str = "LCOW_TEST_ROOT";
-const READY: &str = "the helper is ready";
+pub(crate) const READY: &str = "the helper is ready";
 
 /// Does nothing in an ordinary run of the tests.
 #[test]
@@ -91,6 +91,7 @@ fn play(role: &str, root: &Path) {
                 ));
             }
         }
+        "model" => crate::model::play(root),
         "create" => {
             let store = open(Access::Shared, Default::default());
             println!("{READY}");
@@ -122,6 +123,16 @@ impl Read for Stuck {
     }
 }
 
+/// This program, to play a role on a data root.
+pub(crate) fn command(role: &str, root: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "helper::process", "--nocapture"])
+        .env(ROLE, role)
+        .env(ROOT, root);
+    command
+}
+
 /// A peer that is as far as its role goes. Killed when dropped.
 pub(crate) struct Peer {
     pub(crate) child: Child,
@@ -130,10 +141,7 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) fn start(role: &str, root: &Path) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "helper::process", "--nocapture"])
-            .env(ROLE, role)
-            .env(ROOT, root)
+        let mut child = command(role, root)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -9,6 +9,7 @@ mod handles;
 mod helper;
 mod ids;
 mod layers;
+mod model;
 mod options;
 mod original;
 mod page;
