@@ -12,8 +12,9 @@ build=(gcc=gcc libc6-dev=/usr/include/stdio.h)
 run=(qemu-system-x86=qemu-system-x86_64 linux-image-cloud-amd64=kernel)
 demo=("${build[@]}" "${run[@]}" mmdebstrap=mmdebstrap zstd=zstd)
 test=("${demo[@]}" e2fsprogs=e2fsck qemu-utils=qemu-img skopeo=skopeo attr=getfattr acl=getfacl strace=strace cryptsetup-bin=veritysetup
-      busybox-static=busybox python3=python3 xz-utils=xz bzip2=bzip2 ncompress=compress mount=mount util-linux=setpriv)
-bench=("${demo[@]}" libarchive13=/usr/lib/x86_64-linux-gnu/libarchive.so.13 isal=igzip openssl=openssl xz-utils=xz)
+      busybox-static=busybox python3=python3 xz-utils=xz bzip2=bzip2 ncompress=compress mount=mount util-linux=setpriv
+      libisal2=/usr/lib/x86_64-linux-gnu/libisal.so.2 libisal-dev=/usr/include/isa-l/igzip_lib.h)
+bench=("${demo[@]}" libarchive13=/usr/lib/x86_64-linux-gnu/libarchive.so.13 isal=igzip libisal2=/usr/lib/x86_64-linux-gnu/libisal.so.2 openssl=openssl xz-utils=xz)
 # 170 MB to download, 1 GB installed.
 windows=("${build[@]}" rustc-web=/usr/bin/rustc rust-web-src=/usr/lib/rustlib/src/rust/library/std
          gcc-mingw-w64-x86-64-win32=x86_64-w64-mingw32-gcc)

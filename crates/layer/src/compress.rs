@@ -56,7 +56,7 @@ impl Compression {
     pub fn decoder<'a, R: BufRead + 'a>(self, input: R) -> io::Result<Box<dyn Read + 'a>> {
         Ok(match self {
             Self::None => Box::new(input),
-            Self::Gzip => Box::new(Gzip(Some(flate2::bufread::GzDecoder::new(input)))),
+            Self::Gzip => Box::new(Gzip(Some(Member::new(input)))),
             Self::Zstd => Box::new(zstd::Decoder::with_buffer(input)?),
             Self::Xz => {
                 // `xz -9` needs 65 MiB to decompress.
@@ -85,8 +85,43 @@ impl fmt::Display for Compression {
     }
 }
 
+/// What reads one member of a gzip file.
+enum Member<R> {
+    Zlib(Box<flate2::bufread::GzDecoder<R>>),
+    #[cfg(feature = "isal")]
+    Isal(lcow_isal::GzDecoder<R>),
+}
+
+impl<R: BufRead> Member<R> {
+    fn new(input: R) -> Self {
+        #[cfg(feature = "isal")]
+        if let Some(library) = lcow_isal::Library::find() {
+            return Self::Isal(lcow_isal::GzDecoder::new(library, input));
+        }
+        Self::Zlib(Box::new(flate2::bufread::GzDecoder::new(input)))
+    }
+
+    fn into_inner(self) -> R {
+        match self {
+            Self::Zlib(decoder) => decoder.into_inner(),
+            #[cfg(feature = "isal")]
+            Self::Isal(decoder) => decoder.into_inner(),
+        }
+    }
+}
+
+impl<R: BufRead> Read for Member<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Zlib(decoder) => decoder.read(out),
+            #[cfg(feature = "isal")]
+            Self::Isal(decoder) => decoder.read(out),
+        }
+    }
+}
+
 /// Members one after another, and zeros after the last one: tapes and some tools pad so.
-struct Gzip<R>(Option<flate2::bufread::GzDecoder<R>>);
+struct Gzip<R>(Option<Member<R>>);
 
 impl<R: BufRead> Read for Gzip<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
@@ -98,14 +133,14 @@ impl<R: BufRead> Read for Gzip<R> {
             if n > 0 {
                 return Ok(n);
             }
-            let Some(mut input) = self.0.take().map(flate2::bufread::GzDecoder::into_inner) else {
+            let Some(mut input) = self.0.take().map(Member::into_inner) else {
                 break;
             };
             let buffer = input.fill_buf()?;
             match buffer.first() {
                 None => {}
                 Some(0) => rest_is_zero(&mut input)?,
-                Some(_) => self.0 = Some(flate2::bufread::GzDecoder::new(input)),
+                Some(_) => self.0 = Some(Member::new(input)),
             }
         }
         Ok(0)

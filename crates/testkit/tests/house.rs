@@ -6,10 +6,11 @@ use std::process::Command;
 /// Each crate, and the crates of the house that it may use. `ARCHITECTURE.md` draws this.
 const ARROW: &[(&str, &[&str])] = &[
     ("blockio", &[]),
+    ("isal", &[]),
     ("protocol", &[]),
     ("ext4", &["blockio"]),
     ("disk", &["blockio"]),
-    ("layer", &["blockio", "ext4", "disk"]),
+    ("layer", &["blockio", "ext4", "disk", "isal"]),
     ("driver", &["blockio", "ext4", "disk", "layer"]),
     ("agent", &["protocol"]),
     (
