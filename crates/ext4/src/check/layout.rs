@@ -107,14 +107,14 @@ impl<R: ReadAt> Checker<'_, R> {
             Problem::Feature,
             "resize_inode and meta_bg exclude each other".to_owned(),
         );
-        // The reader's is never past the last (e2fsck: `PR_0_FIRST_META_BG_TOO_BIG`).
+        // Linux does not mount such a one (`ext4_group_desc_init`); e2fsck says so too (`PR_0_FIRST_META_BG_TOO_BIG`).
+        let per_block = div(sb.block_size, sb.descriptor_size).max(1);
+        let metagroups = u64::from(sb.groups).div_ceil(per_block);
         must(
-            !sb.has_incompat(incompat::META_BG)
-                || u64::from(raw.s_first_meta_bg.get()) == sb.first_meta_bg,
+            !sb.has_incompat(incompat::META_BG) || sb.first_meta_bg <= metagroups,
             Problem::Malformed,
             format!(
-                "the first group of groups is {}, of {}",
-                raw.s_first_meta_bg.get(),
+                "the first group of groups is {}, of {metagroups}",
                 sb.first_meta_bg
             ),
         );
@@ -125,6 +125,22 @@ impl<R: ReadAt> Checker<'_, R> {
                     && raw.s_journal_uuid == [0; 16]),
             Problem::Feature,
             "it names a journal, without has_journal".to_owned(),
+        );
+        let size = raw.s_desc_size.get();
+        must(
+            size == 0 || size.is_power_of_two(),
+            Problem::Malformed,
+            format!("descriptors of {size} bytes"),
+        );
+        // To e2fsck a file of quotas is in use whether quotas are kept or not.
+        let [_, quotas @ .., _] = sb.hidden_inodes;
+        must(
+            sb.has_ro_compat(ro_compat::QUOTA)
+                || !quotas
+                    .iter()
+                    .any(|number| (sb.first_inode..=sb.inodes).contains(number)),
+            Problem::Feature,
+            format!("it names files of quotas, {quotas:?}, without quota"),
         );
         // e2fsck goes by the UUID (`e2fsck_get_journal`), the kernel by the inode.
         must(
@@ -174,10 +190,11 @@ impl<R: ReadAt> Checker<'_, R> {
             }
             if start >= sb.first_data_block {
                 let from = self.cluster(start);
-                let to = self.cluster(last.saturating_sub(1));
+                // Descriptors may be said to reach far past the end.
+                let to = self.cluster(last.min(sb.blocks).saturating_sub(1));
                 // Under `bigalloc` pieces of metadata share clusters.
                 self.usage
-                    .claim(from, to.saturating_sub(from).saturating_add(1));
+                    .claim(from, to.saturating_add(1).saturating_sub(from));
             }
             if clashes.len() > self.options.max_findings {
                 break;

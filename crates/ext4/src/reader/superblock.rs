@@ -268,9 +268,7 @@ impl Superblock {
             ));
         }
         // One past the last means that there are no meta groups; Linux refuses more than that, e2fsck takes it for the same.
-        let per_block = div(block_size, descriptor_size).max(1);
-        let first_meta_bg =
-            u64::from(raw.s_first_meta_bg.get()).min(u64::from(groups).div_ceil(per_block));
+        let first_meta_bg = u64::from(raw.s_first_meta_bg.get());
 
         let seed = if incompat & incompat::CSUM_SEED != 0 {
             Checksum::from_seed(raw.s_checksum_seed.get())

@@ -58,6 +58,10 @@ const STRICTER: &[(&str, &str)] = &[
         "f_ea_inode_spurious_flag_dir.img",
         "e2fsck from 1.47.1 on finds it too; the kernel does not mount it",
     ),
+    (
+        "f_first_meta_bg_too_big.img",
+        "e2fsck says so, and then that all is well; the kernel does not mount it",
+    ),
     ("f_extra_journal.img", "e2fsck asks what to do about it"),
     (
         "f_zero_inode_size.img",
@@ -585,9 +589,11 @@ fn fields_of_the_superblock_that_e2fsck_minds() {
         .status();
     assert!(made.unwrap().success());
     patients.push(Patient::new("meta_bg", std::fs::read(&path).unwrap()));
-    let damages: [(&str, usize, &[u8], &str); 3] = [
+    let damages: [(&str, usize, &[u8], &str); 5] = [
         ("mkfs's", 0xd3, &[0xff], "two journals"),
         ("journal", 0x64, &[0x6f], "FEATURE_R2"),
+        ("block maps", 0xfe, &[0xff], "descriptors of 255"),
+        ("bigalloc", 0x26c, &[0x80], "files of quotas"),
         ("meta_bg", 0x104, &[9, 9, 9, 9], "first group of groups"),
     ];
     for (name, field, value, word) in damages {
