@@ -3,7 +3,7 @@
 #
 #   scripts/bench.sh [TABLE…]
 #
-# TABLE: convert, exact, shapes, start, mkfs (all by default). INPUTS="minbase dev" chooses inputs, ROUNDS=3 how often each command runs.
+# TABLE: convert, exact, shapes, start, mkfs, graph (all by default). INPUTS="minbase dev" chooses inputs, ROUNDS=3 how often each command runs.
 # The inputs and what is made of them take 16 GB; docs/performance.md has what came out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -50,7 +50,7 @@ CARGO_TARGET_DIR=$PWD/.bench/peers cargo build --release --locked --quiet --mani
 
 cargo build --release --locked --quiet --package lcow
 cargo build --release --locked --quiet --package lcow-benches
-for table in ${*:-convert exact shapes start mkfs}; do
+for table in ${*:-convert exact shapes start mkfs graph}; do
   # shellcheck disable=SC2086
   target/release/lcow-benches "$table" --rounds "${ROUNDS:-5}" --lcow "$PWD/target/release/lcow" --dir "$PWD/.bench" $inputs
 done

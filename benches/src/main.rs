@@ -9,6 +9,7 @@
 
 mod convert;
 mod exact;
+mod graph;
 mod inflate;
 mod measure;
 mod mkfs;
@@ -68,9 +69,10 @@ fn main() -> Result<()> {
         Some("exact") => exact::print(&Options::new(args)?),
         Some("shapes") => shapes::print(&Options::new(args)?),
         Some("mkfs") => mkfs::print(&Options::new(args)?),
+        Some("graph") => graph::print(&Options::new(args)?),
         Some("start") => start::print(&Options::new(args)?),
         _ => bail!(
-            "usage: lcow-benches convert|exact|shapes|start|mkfs --dir FOLDER --lcow FILE [--rounds N] [INPUT…]"
+            "usage: lcow-benches convert|exact|shapes|start|mkfs|graph --dir FOLDER --lcow FILE [--rounds N] [INPUT…]"
         ),
     }
 }
