@@ -49,6 +49,19 @@ impl Files {
             .map_err(DriverError::io("renaming", to))
     }
 
+    pub(crate) fn link(&self, from: &Path, to: &Path) -> Result<(), DriverError> {
+        self.0
+            .link(from, to)
+            .map_err(DriverError::io("linking", to))
+    }
+
+    /// Deletes a name of a file. Not an error if it is gone already; does not sync.
+    pub(crate) fn unlink(&self, path: &Path) -> Result<(), DriverError> {
+        if_there(self.0.remove_file(path))
+            .map(drop)
+            .map_err(DriverError::io("deleting", path))
+    }
+
     pub(crate) fn canonicalize(&self, path: &Path) -> Result<PathBuf, DriverError> {
         self.0
             .canonicalize(path)

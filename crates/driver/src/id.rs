@@ -16,6 +16,7 @@ pub const RESERVED: &[&str] = &[
     "store.json",
     "images",
     "containers",
+    "quarantine",
     "tmp",
 ];
 

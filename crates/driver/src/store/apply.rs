@@ -95,7 +95,9 @@ impl Staged {
     /// # Errors
     /// [`DriverError::NoParent`] if the parent was removed meanwhile, [`DriverError::Io`].
     pub fn place(self, id: &LayerId) -> Result<Placed, DriverError> {
-        if self.half.place(&self.store.0, id)? {
+        let inner = &self.store.0;
+        if self.half.place(inner, id)? {
+            inner.offer(&inner.path(id).join("layer.vhd"), &self.applied.record);
             Ok(Placed::Created)
         } else {
             Ok(Placed::AlreadyThere)
@@ -214,6 +216,7 @@ impl Store {
             }
             return Err(e);
         }
+        self.0.offer(&dir.join("layer.vhd"), &applied.record);
         Ok(applied)
     }
 
@@ -338,6 +341,7 @@ impl Store {
             overlay: request.overlay,
             verity_root: done.verity_root,
         };
+        self.0.adopt(&disk_path, &disk, &record);
         Ok(Applied {
             size: allocated + blocks(&split, &split_path)?,
             record,

@@ -188,7 +188,7 @@ impl Store {
     pub fn remove(&self, id: &LayerId) -> Result<Removed, DriverError> {
         self.writable()?;
         let path = self.0.path(id);
-        let (locked, away) = {
+        let (locked, away, applied) = {
             let _guard = self.0.commit_lock()?;
             if !self.0.is_layer(id)? {
                 return Ok(Removed::AlreadyGone);
@@ -215,11 +215,16 @@ impl Store {
             };
             // A running container whose process let go of the directory still holds its disk.
             self.0.sandbox_is_free(id)?;
-            (locked, self.0.rename_away(id)?)
+            // A record that can't be read keeps no layer from being removed.
+            let applied = self.0.applied(id).unwrap_or_default();
+            (locked, self.0.rename_away(id)?, applied)
         };
         self.0.forget(id);
         self.0.files.sync_dir(&self.0.root)?;
         self.0.files.delete(&away)?;
+        if let Some(applied) = applied {
+            self.0.withdraw(&applied)?;
+        }
         drop(locked);
         self.0.files.sync_dir(&self.0.root)?;
         Ok(Removed::Removed)

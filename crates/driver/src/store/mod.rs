@@ -7,6 +7,7 @@ mod layers;
 mod read;
 mod recover;
 mod sandbox;
+mod share;
 mod status;
 mod verify;
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Inner;
+use super::{Inner, share};
 use crate::files::Files;
 use crate::id::REMOVING;
 use crate::lock::Locked;
@@ -61,6 +61,11 @@ pub(super) fn recover(inner: &Inner) -> Result<Recovery, DriverError> {
             done.failed.push(crate::error::chain(&e));
         }
     }
+    let (gone, failed) = inner.sweep_all_shared()?;
+    done.deleted
+        .extend(gone.iter().map(|name| format!("{}/{name}", share::SHARED)));
+    done.failed
+        .extend(failed.iter().map(|e| crate::error::chain(e)));
     if !done.removals_finished.is_empty() {
         inner.files.sync_dir(&inner.root)?;
     }

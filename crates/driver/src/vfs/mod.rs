@@ -62,6 +62,13 @@ pub trait Vfs: Debug + Send + Sync {
     /// The operating system's.
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
 
+    /// Gives a file a second name, which must not be there. [`io::ErrorKind::Unsupported`] or another error where this can't
+    /// be done.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+
     /// Deletes anything but a directory.
     ///
     /// # Errors
@@ -165,6 +172,8 @@ pub struct Metadata {
     pub len: u64,
     /// Bytes allocated to it.
     pub allocated: u64,
+    /// How many names it has.
+    pub links: u64,
     /// Device and inode: the same file if they are the same.
     pub identity: (u64, u64),
     /// When its contents changed, in nanoseconds since the epoch.

@@ -77,6 +77,10 @@ impl Vfs for Host {
         retried(|| Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?))
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        retried(|| fs::hard_link(from, to))
+    }
+
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         retried(|| fs::remove_file(path))
     }
@@ -185,6 +189,7 @@ fn describe(m: &fs::Metadata) -> Metadata {
         kind: kind(m.file_type()),
         len: m.len(),
         allocated: m.blocks() * 512,
+        links: m.nlink(),
         identity: (m.dev(), m.ino()),
         mtime: nanos(m.mtime(), m.mtime_nsec()),
         ctime: nanos(m.ctime(), m.ctime_nsec()),

@@ -15,5 +15,6 @@ mod original;
 mod page;
 mod processes;
 mod sandboxes;
+mod sharing;
 mod verity;
 mod versions;
