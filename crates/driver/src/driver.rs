@@ -259,11 +259,17 @@ impl<M: Mounter> Shared<M> {
             lowers.extend(self.store.disk(id)?);
         }
         for parent in self.store.chain(id)? {
+            let Some(disk) = self.store.disk(&parent)? else {
+                continue;
+            };
+            if !disk.read_only {
+                self.store.settle(&disk)?;
+            }
             // Read from here on, even if it is a sandbox itself.
-            lowers.extend(self.store.disk(&parent)?.map(|disk| crate::Disk {
+            lowers.push(crate::Disk {
                 read_only: true,
                 ..disk
-            }));
+            });
         }
         let request = MountRequest {
             id: id.clone(),

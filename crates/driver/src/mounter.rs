@@ -75,8 +75,9 @@ pub struct Disk {
     pub path: PathBuf,
     /// The format, as the store recorded it; never probed.
     pub format: DiskFormat,
-    /// Where the disk ends, in bytes from the file's start: the file without its footer. This many bytes are what a
-    /// virtual machine gets as a raw disk. A verity tree is among them; the file system knows where it ends itself.
+    /// Size of the disk, in bytes. In a VHD it is the file without its footer, and this many bytes are what a virtual machine
+    /// gets as a raw disk; of a VHDX it is the size that its own metadata says. A verity tree is among them; the file
+    /// system knows where it ends itself.
     pub bytes: u64,
     /// The directory in the file system that is the layer's root: empty for a layer's own root, `upper` in a sandbox.
     pub directory: &'static str,

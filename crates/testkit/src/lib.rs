@@ -7,6 +7,7 @@ mod ager;
 mod archive;
 mod corpora;
 mod oracle;
+mod original;
 mod pages;
 mod tree;
 
@@ -14,6 +15,7 @@ pub use ager::Ager;
 pub use archive::read_tar;
 pub use corpora::{Corpora, workspace_root};
 pub use oracle::{LoopMount, e2fsck, e2fsck_aged, have, is_root, run};
+pub use original::{original_layer, original_sandbox};
 pub use pages::{page_table, page_tables};
 pub use tree::{Entry, Tree, differences, hex, kernel_tree};
 

@@ -60,6 +60,14 @@ pub enum UvmError {
         /// What is wrong with its value.
         detail: String,
     },
+    /// A disk's file is damaged.
+    #[error("a VHDX is damaged {when}: {detail}")]
+    DamagedDisk {
+        /// When that was found: before the disk was attached, or after it was detached.
+        when: &'static str,
+        /// What is wrong.
+        detail: String,
+    },
     /// The virtual machine monitor refused a command.
     #[error("the virtual machine monitor could not {operation}: {detail}")]
     Vmm {

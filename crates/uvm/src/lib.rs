@@ -20,13 +20,13 @@
 //! look into name a directory with everything known about the machine.
 //!
 //! ```no_run
-//! use lcow_uvm::{DiskSpec, Machine, MachineConfig, ProcessSpec};
+//! use lcow_uvm::{DiskFormat, DiskSpec, Machine, MachineConfig, ProcessSpec};
 //! use std::io::Read;
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let machine = Machine::start(&MachineConfig::new("/var/lib/lcow/uvm"))?;
 //! let file = std::fs::File::open("layer.ext4")?;
 //! let bytes = file.metadata()?.len();
-//! let layer = DiskSpec { file, bytes, read_only: true, serial: String::new() };
+//! let layer = DiskSpec { file, format: DiskFormat::Raw, bytes, read_only: true, serial: String::new() };
 //! let disks = machine.attach(vec![layer])?;
 //! let root = machine.container_root(&disks, None)?;
 //! let mut process = machine.exec(&ProcessSpec::new(Some(root), ["cat", "/etc/os-release"]))?;
@@ -42,6 +42,7 @@ pub mod accel;
 mod boot;
 mod config;
 mod diagnostics;
+mod disks;
 mod error;
 mod machine;
 mod mounter;
@@ -50,10 +51,11 @@ mod session;
 pub mod vmm;
 
 pub use config::{Accel, DEFAULT_MEMORY_MIB, DEFAULT_TIMEOUT, MachineConfig};
+pub use disks::{DiskFormat, DiskSpec};
 pub use error::UvmError;
 pub use lcow_protocol::{
     AgentInfo, DiskId, ErrorKind, ExitStatus, Lower, ProcessId, RemoteError, Statistics, UnionId,
 };
-pub use machine::{DiskSpec, Machine};
+pub use machine::Machine;
 pub use mounter::{MountedLayer, UtilityVms};
 pub use process::{Process, ProcessOutput, ProcessSpec, ProcessStdin};

@@ -3,16 +3,15 @@
 use crate::accel::{self, PROBE, Plan, Verdict};
 use crate::boot::{self, BootFiles};
 use crate::diagnostics::write_bundle;
+use crate::disks::{DiskSpec, Written};
 use crate::process::{Process, ProcessSpec};
 use crate::session::{Failure, Session};
-use crate::vmm::{Accelerator, LaunchPlan, NewDisk, Qemu, VirtualMachine, Vmm};
+use crate::vmm::{Accelerator, LaunchPlan, Qemu, VirtualMachine, Vmm};
 use crate::{MachineConfig, UvmError};
 use lcow_protocol::{
     AgentInfo, Call, DiskId, DiskMount, Lower, Reply, ScsiAddress, Statistics, UnionId, UnionSpec,
 };
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,20 +24,6 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 const SILENCE: Duration = Duration::from_secs(60);
 /// How long to wait for more to be known about a machine whose connection has just closed.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-
-/// A disk to attach: the first `bytes` bytes of a file.
-#[derive(Debug)]
-pub struct DiskSpec {
-    /// Open for reading, and for writing unless `read_only`; on a file system that takes positioned reads.
-    pub file: File,
-    /// Size of the disk in bytes, a footer excluded; a multiple of 512.
-    pub bytes: u64,
-    /// Mounted `ro,noload`, and nothing can write it.
-    pub read_only: bool,
-    /// The serial number by which the guest makes sure that it found the right disk: 1–20 ASCII letters and digits, different
-    /// for every disk. Empty: one is made up.
-    pub serial: String,
-}
 
 /// A running utility VM. All methods may be called from any number of threads. Dropping it, with all its processes, kills it.
 pub struct Machine {
@@ -61,9 +46,16 @@ pub(crate) struct Inner {
     info: OnceLock<AgentInfo>,
     session: Session,
     vm: Arc<dyn VirtualMachine>,
-    disks: Mutex<BTreeMap<DiskId, ScsiAddress>>,
+    disks: Mutex<BTreeMap<DiskId, Attached>>,
     next: AtomicU32,
     off: AtomicBool,
+}
+
+/// A disk that the machine has.
+#[derive(Debug)]
+struct Attached {
+    address: ScsiAddress,
+    written: Option<Written>,
 }
 
 static MACHINES: AtomicU32 = AtomicU32::new(0);
@@ -416,7 +408,7 @@ fn bundle(
 }
 
 impl Inner {
-    fn disks(&self) -> MutexGuard<'_, BTreeMap<DiskId, ScsiAddress>> {
+    fn disks(&self) -> MutexGuard<'_, BTreeMap<DiskId, Attached>> {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -500,8 +492,11 @@ impl Inner {
             .map(|_| DiskId(self.next.fetch_add(1, Ordering::Relaxed)))
             .collect();
         let mut disks = Vec::with_capacity(specs.len());
+        let mut written = Vec::with_capacity(specs.len());
         for (spec, id) in specs.into_iter().zip(&ids) {
-            disks.push(new_disk(spec, *id)?);
+            let (disk, watched) = spec.prepare(*id)?;
+            disks.push(disk);
+            written.push(watched);
         }
         let facts: Vec<(String, bool)> = disks
             .iter()
@@ -531,7 +526,11 @@ impl Inner {
             }
             return Err(error);
         }
-        self.disks().extend(ids.iter().copied().zip(addresses));
+        let attached = addresses
+            .into_iter()
+            .zip(written)
+            .map(|(address, written)| Attached { address, written });
+        self.disks().extend(ids.iter().copied().zip(attached));
         Ok(ids)
     }
 
@@ -539,7 +538,8 @@ impl Inner {
         let addresses = {
             let disks = self.disks();
             let find = |id: &DiskId| {
-                disks.get(id).copied().ok_or_else(|| UvmError::Unknown {
+                let disk = disks.get(id).map(|disk| disk.address);
+                disk.ok_or_else(|| UvmError::Unknown {
                     operation: "detach",
                     what: format!("disk {id}"),
                 })
@@ -548,12 +548,14 @@ impl Inner {
         };
         self.done("unmount disks", Call::UnmountDisks(ids.to_vec()))?;
         let result = self.vm.remove_disks(&addresses, self.config.timeout);
-        let mut disks = self.disks();
-        for id in ids {
-            disks.remove(id);
+        let mut gone = Vec::with_capacity(ids.len());
+        {
+            let mut disks = self.disks();
+            gone.extend(ids.iter().filter_map(|id| disks.remove(id)));
         }
-        drop(disks);
-        result.map_err(|error| self.diagnose(error))
+        result
+            .and_then(|()| checked(gone))
+            .map_err(|error| self.diagnose(error))
     }
 
     fn union(
@@ -586,47 +588,19 @@ impl Inner {
         };
         self.vm.kill();
         self.session.wait_closed(LAST_WORDS);
-        down.and(stopped.map_err(|error| self.diagnose(error)))
+        let gone = std::mem::take(&mut *self.disks());
+        down.and(
+            stopped
+                .and_then(|()| checked(gone.into_values()))
+                .map_err(|error| self.diagnose(error)),
+        )
     }
 }
 
-fn new_disk(spec: DiskSpec, id: DiskId) -> Result<NewDisk, UvmError> {
-    let bad = |option, detail: String| UvmError::BadOption { option, detail };
-    if spec.bytes == 0 || !spec.bytes.is_multiple_of(512) {
-        return Err(bad(
-            "disk size",
-            format!("{} is not a multiple of 512 bytes", spec.bytes),
-        ));
-    }
-    let size = spec
-        .file
-        .metadata()
-        .map_err(UvmError::io("look at", PathBuf::from("disk")))?
-        .len();
-    if size < spec.bytes {
-        return Err(bad(
-            "disk size",
-            format!(
-                "the file has {size} bytes, the disk should have {}",
-                spec.bytes
-            ),
-        ));
-    }
-    let serial = if spec.serial.is_empty() {
-        format!("lcow{id}")
-    } else {
-        spec.serial
-    };
-    if serial.len() > 20 || !serial.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-        return Err(bad(
-            "disk serial",
-            format!("{serial:?} is not 1 to 20 letters and digits"),
-        ));
-    }
-    Ok(NewDisk {
-        file: spec.file,
-        bytes: spec.bytes,
-        read_only: spec.read_only,
-        serial,
-    })
+/// Checks the disks that a machine has let go of.
+fn checked(disks: impl IntoIterator<Item = Attached>) -> Result<(), UvmError> {
+    disks
+        .into_iter()
+        .filter_map(|disk| disk.written)
+        .try_for_each(|written| written.check())
 }

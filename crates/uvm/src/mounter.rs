@@ -70,12 +70,8 @@ impl UtilityVms {
 }
 
 fn spec(disk: &Disk, file: std::io::Result<File>) -> Result<DiskSpec, UvmError> {
-    Ok(DiskSpec {
-        file: file.map_err(UvmError::io("open", &disk.path))?,
-        bytes: disk.bytes,
-        read_only: disk.read_only,
-        serial: String::new(),
-    })
+    let file = file.map_err(UvmError::io("open", &disk.path))?;
+    Ok(DiskSpec::of(disk, file))
 }
 
 /// A layer or sandbox in its machine.

@@ -1,4 +1,4 @@
-//! Making a disk larger.
+//! Making a disk larger, and giving a copy of one an identity of its own.
 
 use std::collections::BTreeMap;
 
@@ -43,6 +43,26 @@ impl<D: WriteAt> Disk<D> {
         }
         self.change()?
             .grow(self.file(), self.log_guid(), virtual_size)
+    }
+
+    /// Gives the disk another identity (MS-VHDX 2.6.2.3), as a copy needs one: two disks with one id can't be told apart by a
+    /// machine that has both. Safe when this returns.
+    ///
+    /// # Errors
+    /// [`VhdxError::Io`] if the file can't be written.
+    pub fn set_id(&self, id: Guid) -> Result<(), VhdxError> {
+        if self.info().id == id {
+            return Ok(());
+        }
+        let mut inner = self.change()?;
+        // What is logged must not be followed by data that is not yet safe.
+        inner.commit(self.file(), self.log_guid())?;
+        let mut sectors = Sectors(BTreeMap::new());
+        sectors.put(self.file(), inner.layout.id_at, &id.0)?;
+        let sectors: Vec<_> = sectors.0.into_iter().collect();
+        inner.write_logged(self.file(), self.log_guid(), &sectors)?;
+        inner.layout.info.id = id;
+        Ok(())
     }
 }
 

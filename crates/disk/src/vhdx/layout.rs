@@ -49,6 +49,8 @@ pub(super) struct Layout {
     pub others: Vec<Extent>,
     /// Where the item "Virtual Disk Size" is in the file.
     pub virtual_size_at: u64,
+    /// Where the item "Virtual Disk ID" is in the file.
+    pub id_at: u64,
     /// How many blocks of payload come before each sector bitmap block (MS-VHDX 2.5).
     pub chunk_ratio: u64,
 }
@@ -224,6 +226,7 @@ pub(super) fn read<R: ReadAt + ?Sized>(disk: &R, header: &Header) -> Result<Layo
         metadata,
         others,
         virtual_size_at: items.virtual_size,
+        id_at: items.id,
         chunk_ratio,
     };
     let (need, have) = (layout.bat_entries(layout.info.virtual_size), bat.len / 8);

@@ -21,11 +21,13 @@ enum Step {
     Sync,
     /// To so many bytes.
     Grow(u64),
+    /// Another identity.
+    Identify(u8),
     /// Closes the disk and opens it again.
     Reopen,
 }
 
-use Step::{Grow, Reopen, Sync, Trim, Write, Zero};
+use Step::{Grow, Identify, Reopen, Sync, Trim, Write, Zero};
 
 /// Sectors in a block.
 const BLOCK: u64 = MIB / SECTOR;
@@ -44,6 +46,7 @@ fn steps() -> Vec<Step> {
         Write(20 * BLOCK, 1, 6),
         Grow(129 << 30),
         Write(100 * BLOCK, 2, 7),
+        Identify(9),
         Trim(7 * BLOCK, BLOCK),
         Sync,
         // What was given up above is used again.
@@ -90,6 +93,7 @@ fn perform<D: WriteAt>(
             Trim(at, n) => disk.trim(at * SECTOR, n * SECTOR)?,
             Sync => disk.sync()?,
             Grow(size) => disk.grow(size)?,
+            Identify(id) => disk.set_id(vhdx::Guid([id; 16]))?,
             Reopen => {
                 disk.close()?;
                 disk = open()?;
@@ -140,7 +144,7 @@ fn allowed(start_size: u64, history: &[Done], cut: usize) -> Allowed {
             _ => {}
         }
         // Growing makes safe what came before it, as does closing.
-        if safe && matches!(done.step, Sync | Grow(_) | Reopen) {
+        if safe && matches!(done.step, Sync | Grow(_) | Identify(_) | Reopen) {
             for marks in sectors.values_mut() {
                 *marks = vec![*marks.last().unwrap()];
             }

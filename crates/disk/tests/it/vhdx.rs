@@ -181,6 +181,27 @@ fn what_lies_behind_the_end_is_not_shown_by_growing() {
 }
 
 #[test]
+fn a_copy_gets_an_identity_of_its_own_and_keeps_its_contents() {
+    let file = blank(1 << 30, 1 << 20);
+    let disk = vhdx::open_writable(&file, session(1)).unwrap();
+    disk.write_all_at(5 * MIB, b"contents").unwrap();
+    disk.set_id(vhdx::Guid([9; 16])).unwrap();
+    disk.set_id(vhdx::Guid([9; 16])).unwrap();
+    assert_eq!(disk.info().id, vhdx::Guid([9; 16]));
+    // It is safe without a sync, and so is what was written before it.
+    drop(disk);
+    let image = vhdx::open(&file).unwrap();
+    assert_eq!(
+        (image.info().id, image.size().unwrap()),
+        (vhdx::Guid([9; 16]), 1 << 30)
+    );
+    let mut word = [0; 8];
+    image.read_exact_at(5 * MIB, &mut word).unwrap();
+    assert_eq!(&word, b"contents");
+    assert!(vhdx::check(&file).unwrap().is_clean());
+}
+
+#[test]
 fn readers_and_writers_go_side_by_side() {
     let file = blank(1 << 30, 1 << 20);
     let disk = vhdx::open_writable(&file, session(1)).unwrap();

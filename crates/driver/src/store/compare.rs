@@ -11,7 +11,8 @@ use lcow_layer::flatten::LayerName;
 use lcow_layer::union::Union;
 
 use super::Store;
-use super::read::{Against, DiffSummary, LayerDisk, OpenLayer, layer_error, layer_kind};
+use super::disk_file::LayerDisk;
+use super::read::{Against, DiffSummary, OpenLayer, layer_error, layer_kind};
 use crate::{DriverError, LayerId};
 
 /// A layer seen together with its parents, as a container would see it. None of them can be removed, and no sandbox among
@@ -69,7 +70,7 @@ impl Opened {
                 self.0.insert(layer.clone(), store.open_one(layer)?);
             }
             if let Some(Some(open)) = self.0.get(layer) {
-                trees.push(open.subtree()?);
+                trees.extend(open.subtree()?);
             }
         }
         Ok(Union::new(trees))

@@ -4,10 +4,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use lcow_disk::vhd;
 use serde::Serialize;
 
-use super::{Inner, LayerDisk, Store};
+use super::disk_file::disk_size;
+use super::{Inner, Store};
 use crate::files::{self, Files, TempDir};
 use crate::id::REMOVING;
 use crate::lock::Locked;
@@ -256,14 +256,7 @@ impl Store {
         if let Some((path, format)) = disk {
             metadata.format = format;
             metadata.file_size = self.0.files.look(&path)?.map_or(0, |file| file.len);
-            metadata.disk_size = match format {
-                DiskFormat::Vhd => self.0.vhd_size(&path)?,
-                // Its size is in its own metadata, which this version does not read.
-                DiskFormat::Vhdx => record
-                    .as_ref()
-                    .and_then(|r| r.sandbox.as_ref())
-                    .map_or(0, |s| s.size),
-            };
+            metadata.disk_size = disk_size(&self.0.files, &path, format)?;
             metadata.disk = Some(path);
         }
         if let Some(record) = record {
@@ -280,7 +273,7 @@ impl Store {
     /// left out.
     ///
     /// # Errors
-    /// [`DriverError::NotFound`], [`DriverError::Corrupt`], [`DriverError::Unsupported`] for a VHDX.
+    /// [`DriverError::NotFound`], [`DriverError::Corrupt`], [`DriverError::Unsupported`] for a differencing disk.
     pub fn disks(&self, id: &LayerId) -> Result<Vec<Disk>, DriverError> {
         let chain = self.0.chain(id)?;
         let mut disks = Vec::new();
@@ -299,13 +292,7 @@ impl Store {
         let Some((path, format)) = disk else {
             return Ok(None);
         };
-        if format == DiskFormat::Vhdx {
-            return Err(DriverError::Unsupported {
-                what: "a VHDX".into(),
-                path: Some(path),
-            });
-        }
-        let bytes = self.0.vhd_size(&path)?;
+        let bytes = disk_size(&self.0.files, &path, format)?;
         let directory = if kind == Kind::Sandbox { "upper" } else { "" };
         Ok(Some(Disk {
             id: id.clone(),
@@ -319,17 +306,6 @@ impl Store {
 }
 
 impl Inner {
-    /// Opens a disk for reading.
-    pub(super) fn open_vhd(&self, path: &Path) -> Result<(vhd::Footer, LayerDisk), DriverError> {
-        let disk = self.files.open(path, OpenMode::Read)?;
-        vhd::open(disk).map_err(|e| vhd_error(path, e))
-    }
-
-    /// The size of the file system in a VHD, in bytes.
-    fn vhd_size(&self, path: &Path) -> Result<u64, DriverError> {
-        Ok(self.open_vhd(path)?.0.current_size)
-    }
-
     /// What a layer is, and its disk. Only "not found" makes the next candidate be looked for.
     pub(super) fn kind(
         &self,
@@ -487,21 +463,6 @@ impl HalfLayer {
         self.files.sync_dir(&inner.root)?;
         drop(self.temp);
         Ok(true)
-    }
-}
-
-pub(super) fn vhd_error(path: &Path, error: vhd::VhdError) -> DriverError {
-    match error {
-        vhd::VhdError::Io {
-            operation, source, ..
-        } => DriverError::io(operation, path)(source),
-        vhd::VhdError::Unsupported { .. } | vhd::VhdError::Differencing => {
-            DriverError::Unsupported {
-                what: error.to_string(),
-                path: Some(path.to_owned()),
-            }
-        }
-        error => DriverError::corrupt(path, error),
     }
 }
 

@@ -3,6 +3,7 @@
 mod apply;
 mod chains;
 mod compare;
+mod disk_file;
 mod layers;
 mod read;
 mod recover;
@@ -13,9 +14,10 @@ mod verify;
 
 pub use apply::{Applied, ApplyRequest, Input, Placed, Staged};
 pub use compare::Chain;
+pub use disk_file::LayerDisk;
 pub use layers::{Created, Metadata, Reference, Removed};
 pub(crate) use read::layer_kind;
-pub use read::{Against, DiffSummary, FileGetter, LayerDisk, LayerFile, LayerFs};
+pub use read::{Against, DiffSummary, FileGetter, LayerFile, LayerFs};
 pub use recover::Recovery;
 pub use sandbox::SandboxGuard;
 pub use status::{CacheEntry, StoreStatus};

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 
-use lcow_blockio::{ReadAt, SubRange};
+use lcow_blockio::ReadAt;
 use lcow_ext4::FileType;
 use lcow_ext4::reader::{FileMap, Filesystem, ReadError, ReadErrorKind};
 use lcow_layer::digest::Digest;
@@ -12,15 +12,14 @@ use lcow_layer::tree::{Follow, Subtree, Tree, TreeError};
 use serde::Serialize;
 
 use super::Store;
+use super::disk_file::LayerDisk;
 use super::layers::Reference;
 use super::sandbox::QuietSandbox;
 use crate::cancel::{Cancel, Stoppable};
 use crate::record::Kind;
-use crate::vfs::{Handle, OpenMode, Sequential};
+use crate::vfs::{OpenMode, Sequential};
 use crate::{Disk, DriverError, ErrorKind, LayerId};
 
-/// The file system in a layer's file, without the footer.
-pub type LayerDisk = SubRange<Handle>;
 /// An open file system of a layer.
 pub type LayerFs = Filesystem<LayerDisk>;
 
@@ -149,7 +148,7 @@ impl Store {
     }
 
     pub(super) fn open_disk(&self, disk: &Disk) -> Result<LayerDisk, DriverError> {
-        Ok(self.0.open_vhd(&disk.path)?.1)
+        LayerDisk::open(&self.0.files, &disk.path, disk.format)
     }
 
     /// Gives access to the files of one layer, without those of its parents.
@@ -177,16 +176,26 @@ impl OpenLayer {
         self.fs.info().uuid
     }
 
-    pub(super) fn subtree(&self) -> Result<Subtree<LayerDisk>, DriverError> {
-        Subtree::open(Arc::clone(&self.fs), self.disk.directory.as_bytes())
-            .map_err(|e| tree_error("reading", &self.disk.id, e))
+    /// The layer's files. `None`: a sandbox that was never mounted may have no directory for them yet, if whoever made it left
+    /// that to the first mount, as the original driver did.
+    pub(super) fn subtree(&self) -> Result<Option<Subtree<LayerDisk>>, DriverError> {
+        let directory = self.disk.directory.as_bytes();
+        let open = |path: &[u8]| Subtree::open(Arc::clone(&self.fs), path);
+        let opened = match directory {
+            [] => open(b"").map(Some),
+            _ => open(b"").and_then(|whole| match whole.lookup(whole.root(), directory)? {
+                Some(_) => open(directory).map(Some),
+                None => Ok(None),
+            }),
+        };
+        opened.map_err(|e| tree_error("reading", &self.disk.id, e))
     }
 }
 
 /// Opens the files of one layer by path. The layer can't be removed meanwhile.
 pub struct FileGetter {
     layer: Arc<OpenLayer>,
-    tree: Subtree<LayerDisk>,
+    tree: Option<Subtree<LayerDisk>>,
 }
 
 impl std::fmt::Debug for FileGetter {
@@ -198,10 +207,10 @@ impl std::fmt::Debug for FileGetter {
 }
 
 impl FileGetter {
-    /// The layer's tree, as stored: whiteouts are devices.
+    /// The layer's tree, as stored: whiteouts are devices. `None` for a sandbox that nothing was ever written to.
     #[must_use]
-    pub fn tree(&self) -> &Subtree<LayerDisk> {
-        &self.tree
+    pub fn tree(&self) -> Option<&Subtree<LayerDisk>> {
+        self.tree.as_ref()
     }
 
     /// Opens a regular file by its path in the layer. Symbolic links are followed within the layer.
@@ -214,7 +223,8 @@ impl FileGetter {
             id: id.clone(),
             path: path.to_owned(),
         };
-        let found = match self.tree.resolve(path, Follow::Yes) {
+        let tree = self.tree.as_ref().ok_or_else(no_such)?;
+        let found = match tree.resolve(path, Follow::Yes) {
             Ok(found) => found,
             Err(
                 TreeError::NotFound { .. }

@@ -4,10 +4,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
-use lcow_blockio::{SubRange, WriteAt};
-use lcow_disk::vhd;
 use lcow_ext4::mkfs;
 
+use super::disk_file::{self, is_blank, make_blank};
 use super::layers::Reference;
 use super::{Created, Inner, Store};
 use crate::files::{self, Files};
@@ -15,7 +14,7 @@ use crate::lock::Locked;
 use crate::options::{MAX_SANDBOX_BYTES, MIN_SANDBOX_BYTES};
 use crate::record::{DiskFormat, Kind, LayerRecord, SandboxRecord};
 use crate::vfs::{LockMode, OpenMode};
-use crate::{DriverError, ErrorKind, LayerId, SandboxOptions};
+use crate::{DriverError, LayerId, SandboxOptions};
 
 /// The seed of directory hashes in blank sandboxes. It need not be secret: who can fill a directory with names that collide can
 /// only slow down their own container.
@@ -64,8 +63,7 @@ impl Store {
     /// Makes a sandbox on top of `parent`: a blank file system of the size asked for, with `upper/` and `work/`.
     ///
     /// # Errors
-    /// As [`Store::create`]; [`DriverError::InvalidOption`] for a size out of range, [`DriverError::Unsupported`] for a VHDX.
-    /// Nothing is left behind.
+    /// As [`Store::create`]; [`DriverError::InvalidOption`] for a size out of range. Nothing is left behind.
     pub fn create_read_write(
         &self,
         id: &LayerId,
@@ -81,17 +79,11 @@ impl Store {
                 allowed: "16 MiB to 16 TiB, in whole 4 KiB blocks".into(),
             });
         }
-        if format == DiskFormat::Vhdx {
-            return Err(DriverError::Unsupported {
-                what: "a VHDX sandbox".into(),
-                path: None,
-            });
-        }
         let half = self.0.half_layer(self, id, parent)?;
         let blank = self.blank(format, size, options.journal)?;
         let path = half.dir.join(format!("sandbox.{}", format.as_str()));
         let uuid = identify(files::random_bytes()?);
-        clone_blank(&self.0.files, &blank, &path, size, uuid)?;
+        clone_blank(&self.0.files, &blank, &path, format, size, uuid)?;
         let mut record = LayerRecord::new();
         record.format = format;
         record.sandbox = Some(SandboxRecord {
@@ -150,6 +142,24 @@ impl Store {
         }
     }
 
+    /// Writes what a crash left in the log of a sandbox's file to its places, if there is anything: who reads the file next may
+    /// not be able to replay it.
+    pub(crate) fn settle(&self, disk: &crate::Disk) -> Result<(), DriverError> {
+        if !disk_file::LayerDisk::open(&self.0.files, &disk.path, disk.format)?.has_log() {
+            return Ok(());
+        }
+        self.writable()?;
+        let _reference = self.reference(&disk.id)?;
+        let files = &self.0.files;
+        match files.try_lock(&disk.path, OpenMode::Write, LockMode::Exclusive)? {
+            Ok(locked) => disk_file::settle(&disk.path, locked.file()),
+            Err(file) => Err(DriverError::InUse {
+                id: disk.id.clone(),
+                by: file.holders(),
+            }),
+        }
+    }
+
     /// Keeps writers from a sandbox while it is read.
     pub(crate) fn quiet_sandbox(&self, id: &LayerId) -> Result<QuietSandbox, DriverError> {
         let reference = self.reference(id)?;
@@ -178,16 +188,15 @@ impl Store {
             .root
             .join("cache")
             .join(format!("sandbox-{size}{plain}.{}", format.as_str()));
-        if is_blank(&self.0.files, &path, size)? {
+        if is_blank(&self.0.files, &path, format, size)? {
             return Ok(path);
         }
         let _one = self.0.blanks.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_blank(&self.0.files, &path, size)? {
+        if is_blank(&self.0.files, &path, format, size)? {
             return Ok(path);
         }
         let temp = self.temp_dir("blank")?;
         let half = temp.path().join("blank");
-        let disk = self.0.files.create_new(&half)?;
         let options = mkfs::FormatOptions {
             size,
             journal,
@@ -197,9 +206,7 @@ impl Store {
             label: "",
             root_dirs: &[("upper", directory()), ("work", directory())],
         };
-        mkfs::format(&disk, &options).map_err(|e| format_error(&half, e))?;
-        vhd::write_footer(&disk, size, [0; 16]).map_err(|e| super::layers::vhd_error(&half, e))?;
-        disk.sync().map_err(DriverError::io("syncing", &half))?;
+        make_blank(&half, &self.0.files.create_new(&half)?, format, &options)?;
         // Two processes that make the same blank make the same bytes: the later one's takes the earlier one's place.
         self.0.files.rename(&half, &path)?;
         self.0.files.sync_dir(&self.0.root.join("cache"))?;
@@ -210,11 +217,7 @@ impl Store {
 impl Inner {
     fn sandbox_path(&self, id: &LayerId) -> Result<PathBuf, DriverError> {
         match self.kind(id)? {
-            (Kind::Sandbox, Some((path, DiskFormat::Vhd))) => Ok(path),
-            (Kind::Sandbox, Some((path, DiskFormat::Vhdx))) => Err(DriverError::Unsupported {
-                what: "a VHDX sandbox".into(),
-                path: Some(path),
-            }),
+            (Kind::Sandbox, Some((path, _))) => Ok(path),
             (kind, _) => Err(DriverError::WrongKind {
                 id: id.clone(),
                 is: kind.describe(),
@@ -241,48 +244,28 @@ impl Inner {
     }
 }
 
-/// A blank's file is there and as long as it must be. It was fsynced before it got its name, so it is whole.
-fn is_blank(files: &Files, path: &Path, size: u64) -> Result<bool, DriverError> {
-    let found = files.look(path)?;
-    Ok(found.is_some_and(|m| m.is_file() && m.len == size + vhd::FOOTER_LEN))
-}
-
 /// Clones a blank into a new file and gives the clone its own identity.
 fn clone_blank(
     files: &Files,
     blank: &Path,
     path: &Path,
+    format: DiskFormat,
     size: u64,
     uuid: [u8; 16],
 ) -> Result<(), DriverError> {
     let from = files.open(blank, OpenMode::Read)?;
-    let disk = files.create_new(path)?;
-    let how = disk
+    let to = files.create_new(path)?;
+    let how = to
         .become_clone_of(&*from)
         .map_err(DriverError::io("cloning to", path))?;
     tracing::debug!(path = %path.display(), ?how, "cloned a blank sandbox");
-    mkfs::set_uuid(&SubRange::new(&disk, 0, size), uuid).map_err(|e| format_error(path, e))?;
-    vhd::write_footer(&disk, size, uuid).map_err(|e| super::layers::vhd_error(path, e))?;
-    disk.sync().map_err(DriverError::io("syncing", path))
+    disk_file::identify(path, &to, format, size, uuid)
 }
 
 fn directory() -> lcow_ext4::writer::Metadata {
     lcow_ext4::writer::Metadata {
         permissions: 0o755,
         ..Default::default()
-    }
-}
-
-fn format_error(path: &Path, error: mkfs::FormatError) -> DriverError {
-    match error {
-        mkfs::FormatError::Io {
-            operation, source, ..
-        } => DriverError::io(operation, path)(source),
-        error => DriverError::Format {
-            path: path.to_owned(),
-            kind: ErrorKind::Invalid,
-            source: Box::new(error),
-        },
     }
 }
 

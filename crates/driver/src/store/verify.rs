@@ -5,16 +5,17 @@ use lcow_ext4::check::{CheckOptions, Report, check};
 use serde::Serialize;
 
 use super::Store;
+use super::disk_file::vhdx_problems;
 use super::read::read_error;
 use crate::cancel::{Cancel, Stoppable};
 use crate::error::chain;
-use crate::record::{AppliedRecord, Kind};
+use crate::record::{AppliedRecord, DiskFormat, Kind};
 use crate::{Disk, DriverError, LayerId};
 
 /// Something wrong with a layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at: `chain`, `record`, `footer`, `verity`, `file system` or `digest`.
+    /// What was looked at: `chain`, `record`, `footer`, `structure` (of a VHDX), `verity`, `file system` or `digest`.
     pub check: &'static str,
     /// What is wrong.
     pub problem: String,
@@ -82,6 +83,14 @@ impl Store {
         let Some(disk) = report.note("footer", self.disk(id)).flatten() else {
             return Ok(report);
         };
+        if disk.format == DiskFormat::Vhdx {
+            let problems = report.note("structure", vhdx_problems(&self.0.files, &disk.path));
+            let findings = problems.into_iter().flatten().map(|problem| Finding {
+                check: "structure",
+                problem,
+            });
+            report.findings.extend(findings);
+        }
         let applied = record
             .and_then(|r| r.applied)
             .filter(|_| kind == Kind::Layer);

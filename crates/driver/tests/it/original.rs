@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use lcow_driver::{Against, ErrorKind, Kind};
+use lcow_driver::{Against, Cancel, ChangeKind, DiskFormat, ErrorKind, Kind};
 
 use crate::common::{id, import, kind, open, root, small_sandbox, tar};
 
@@ -141,4 +141,116 @@ fn a_store_that_was_moved_works_as_before() {
     store
         .create_read_write(&id("box2"), Some(&id("base")), &small_sandbox())
         .unwrap();
+}
+
+/// Writes files below a directory.
+fn tree(dir: &std::path::Path, files: &[(&str, &str)]) -> std::path::PathBuf {
+    for (path, text) in files {
+        let path = dir.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    dir.to_owned()
+}
+
+#[test]
+fn spec_names_a_data_root_of_the_original_driver_opens_and_its_sandbox_is_read() {
+    use ChangeKind::{Added, Deleted, Modified};
+    for program in ["mke2fs", "debugfs", "qemu-img"] {
+        if !lcow_testkit::have(program) {
+            lcow_testkit::skip!("{program} is not installed");
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("lcow");
+    for layer in ["base", "top", "box", "fresh"] {
+        fs::create_dir_all(root.join(layer)).unwrap();
+    }
+    let chain = |layer: &str, parents: &[&str]| {
+        let parents: Vec<_> = parents
+            .iter()
+            .map(|p| format!("C:\\\\ProgramData\\\\docker\\\\lcow\\\\{p}"))
+            .collect();
+        let json = format!("[\"{}\"]", parents.join("\",\""));
+        fs::write(root.join(layer).join("layerchain.json"), json).unwrap();
+    };
+    chain("top", &["base"]);
+    chain("box", &["top", "base"]);
+    chain("fresh", &["top", "base"]);
+    let base = [("etc/motd", "base"), ("etc/gone", "x"), ("keep", "k")];
+    let base = tree(&dir.path().join("base"), &base);
+    lcow_testkit::original_layer(&root.join("base/layer.vhd"), &base);
+    let top = tree(&dir.path().join("top"), &[("top", "t")]);
+    lcow_testkit::original_layer(&root.join("top/layer.vhd"), &top);
+    let changed = [
+        ("upper/etc/motd", "changed"),
+        ("upper/new", "n"),
+        ("work/work/x", ""),
+    ];
+    let changed = tree(&dir.path().join("box"), &changed);
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    fs::set_permissions(changed.join("upper/etc"), private).unwrap();
+    let sandbox = root.join("box/sandbox.vhdx");
+    lcow_testkit::original_sandbox(&sandbox, &changed, &["/upper/etc/gone"]);
+    // One that was made, and never mounted: its first mount would have made the directories.
+    let nothing = tree(&dir.path().join("nothing"), &[("lost", "")]);
+    fs::remove_file(nothing.join("lost")).unwrap();
+    lcow_testkit::original_sandbox(&root.join("fresh/sandbox.vhdx"), &nothing, &[]);
+
+    let store = open(&root).unwrap();
+    let m = store.metadata(&id("box")).unwrap();
+    assert_eq!(
+        (m.kind, m.format, m.disk_size),
+        (Kind::Sandbox, DiskFormat::Vhdx, 64 << 20)
+    );
+    assert_eq!((m.parents, m.sandbox), (vec![id("top"), id("base")], None));
+    let changes = |layer: &str, against: &Against| -> Vec<(String, ChangeKind)> {
+        let changes = store.changes(&id(layer), against).unwrap();
+        let text = |path| String::from_utf8(path).unwrap();
+        changes
+            .into_iter()
+            .map(|c| (text(c.path), c.kind))
+            .collect()
+    };
+    let own = [
+        ("etc", Modified),
+        ("etc/gone", Deleted),
+        ("etc/motd", Modified),
+        ("new", Added),
+    ];
+    let own = own.map(|(path, kind)| (path.to_owned(), kind));
+    assert_eq!(changes("box", &Against::Parent), own);
+    assert_eq!(
+        store.diff_size(&id("box"), &Against::Parent).unwrap(),
+        7 + 1
+    );
+    assert_eq!(changes("fresh", &Against::Parent), []);
+    assert_eq!(changes("fresh", &Against::Layer(id("box"))).len(), 4);
+    let getter = store.diff_getter(&id("fresh")).unwrap();
+    assert!(getter.tree().is_none());
+    assert_eq!(getter.open(b"new").unwrap_err().kind(), ErrorKind::NotFound);
+    for layer in ["box", "fresh", "top", "base"] {
+        let report = store.verify(&id(layer), &Cancel::new()).unwrap();
+        assert!(report.is_good(), "{report:?}");
+    }
+
+    // Committed, it is a layer like any other; and a new sandbox beside it has the store's own format.
+    store
+        .commit(&id("box"), &id("new"), &Cancel::new())
+        .unwrap();
+    assert_eq!(changes("new", &Against::Parent), own);
+    assert_eq!(changes("new", &Against::Layer(id("box"))), []);
+    store
+        .create_read_write(&id("box2"), Some(&id("new")), &small_sandbox())
+        .unwrap();
+    // What is damaged in the container is told apart from what is damaged in it.
+    let file = fs::File::options().write(true).open(&sandbox).unwrap();
+    file.write_all_at(&[0xff; 8], 2 << 20).unwrap();
+    file.write_all_at(&[0xff; 8], (64 << 10) + 4).unwrap();
+    file.write_all_at(&[0xff; 8], (128 << 10) + 4).unwrap();
+    assert_eq!(
+        kind(store.changes(&id("box"), &Against::Parent)),
+        ErrorKind::Corrupt
+    );
+    store.remove(&id("box")).unwrap();
 }

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use lcow_driver::{
-    ApplyRequest, Cancel, Input, Isolation, LayerId, OpenOptions, Options, SandboxOptions, Store,
+    ApplyRequest, Cancel, DiskFormat, Input, Isolation, LayerId, OpenOptions, Options,
+    SandboxOptions, Store,
 };
 
 use crate::common::{id, tar};
@@ -63,13 +64,16 @@ fn the_page_names_what_is_there_and_nothing_else() {
             &Cancel::new(),
         )
         .unwrap();
-    let options = SandboxOptions {
-        size: Some(16 << 20),
-        ..SandboxOptions::default()
-    };
-    store
-        .create_read_write(&id("box"), Some(&id("base")), &options)
-        .unwrap();
+    for (name, format) in [("box", DiskFormat::Vhd), ("boxx", DiskFormat::Vhdx)] {
+        let options = SandboxOptions {
+            size: Some(16 << 20),
+            format: Some(format),
+            ..SandboxOptions::default()
+        };
+        store
+            .create_read_write(&id(name), Some(&id("base")), &options)
+            .unwrap();
+    }
 
     let page = column(paths);
     let (inside, root): (BTreeSet<_>, BTreeSet<_>) = page
@@ -83,13 +87,14 @@ fn the_page_names_what_is_there_and_nothing_else() {
         .collect();
     let found = names(store.root());
     let found: BTreeSet<&str> = found.iter().map(String::as_str).collect();
-    let layers = BTreeSet::from(["base", "box"]);
+    let layers = BTreeSet::from(["base", "box", "boxx"]);
     assert_eq!(&found - &layers, root);
     let inside: BTreeSet<&str> = inside
         .iter()
         .map(|path| path.trim_start_matches("<layer id>/"))
         .collect();
-    let found = &names(&store.root().join("base")) | &names(&store.root().join("box"));
+    let found = ["base", "box", "boxx"].map(|layer| names(&store.root().join(layer)));
+    let found: BTreeSet<_> = found.into_iter().flatten().collect();
     assert_eq!(
         found.iter().map(String::as_str).collect::<BTreeSet<_>>(),
         inside

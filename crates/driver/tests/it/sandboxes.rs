@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use lcow_driver::{DiskFormat, ErrorKind, Kind, SandboxOptions};
+use lcow_layer::tree::Tree as _;
 
 use crate::common::{id, import, kind, root, small_sandbox, snapshot, tar};
 
@@ -44,14 +45,8 @@ fn a_sandbox_of_any_size_is_blank_whole_and_sparse() {
         let record = m.sandbox.unwrap();
         assert_eq!((record.size, record.journal), (size, true));
         let getter = store.diff_getter(&id(name)).unwrap();
-        assert!(
-            lcow_layer::tree::Tree::read_dir(
-                getter.tree(),
-                lcow_layer::tree::Tree::root(getter.tree())
-            )
-            .unwrap()
-            .is_empty()
-        );
+        let tree = getter.tree().unwrap();
+        assert!(tree.read_dir(tree.root()).unwrap().is_empty());
         if size < 1 << 30 {
             let path = store.root().join("tmp").join(name);
             raw(&store, name, &path);
@@ -162,14 +157,6 @@ fn failures_remove_the_layer() {
         let made = store.create_read_write(&id("s"), None, &options(size));
         assert_eq!(kind(made), ErrorKind::Invalid, "{size}");
     }
-    let vhdx = SandboxOptions {
-        format: Some(DiskFormat::Vhdx),
-        ..small_sandbox()
-    };
-    assert_eq!(
-        kind(store.create_read_write(&id("s"), None, &vhdx)),
-        ErrorKind::Unsupported
-    );
     let no_parent = store.create_read_write(&id("s"), Some(&id("no")), &small_sandbox());
     assert_eq!(kind(no_parent), ErrorKind::NotFound);
     let there = store.create_read_write(&id("there"), None, &small_sandbox());
@@ -216,4 +203,91 @@ fn one_writer_and_no_reader_beside_it() {
     store.create(&id("empty"), None).unwrap();
     assert_eq!(kind(store.lock_sandbox(&id("empty"))), ErrorKind::Invalid);
     store.remove(&id("s")).unwrap();
+}
+
+fn vhdx(size: u64) -> SandboxOptions {
+    SandboxOptions {
+        format: Some(DiskFormat::Vhdx),
+        ..options(size)
+    }
+}
+
+#[test]
+fn spec_create_read_write_makes_vhdx_sandboxes_that_qemu_takes() {
+    use lcow_disk::vhdx::check;
+    let store = root();
+    import(&store, "base", None, &tar(&[("f", b"x")]));
+    for (name, size) in [("a", 40 << 20), ("b", 40 << 20), ("large", 2 << 40)] {
+        store
+            .create_read_write(&id(name), Some(&id("base")), &vhdx(size))
+            .unwrap();
+        let m = store.metadata(&id(name)).unwrap();
+        assert_eq!(
+            (m.kind, m.format, m.disk_size),
+            (Kind::Sandbox, DiskFormat::Vhdx, size)
+        );
+        assert!(
+            m.allocated < 200 << 20,
+            "{name} takes {} bytes",
+            m.allocated
+        );
+        assert!(m.disk.unwrap().ends_with(format!("{name}/sandbox.vhdx")));
+        let getter = store.diff_getter(&id(name)).unwrap();
+        let tree = getter.tree().unwrap();
+        assert!(tree.read_dir(tree.root()).unwrap().is_empty());
+        drop(getter);
+        let report = store.verify(&id(name), &Default::default()).unwrap();
+        assert!(
+            report.is_good() && report.checked.contains(&"structure"),
+            "{report:?}"
+        );
+    }
+    // One blank a size; and of the clones each is its own file system in its own disk.
+    assert_eq!(fs::read_dir(store.root().join("cache")).unwrap().count(), 2);
+    let infos = ["a", "b"].map(|name| {
+        let path = store.root().join(name).join("sandbox.vhdx");
+        let uuid = store.open_layer(&id(name)).unwrap().unwrap().info().uuid;
+        let report = check(lcow_blockio::FileDisk::open(&path).unwrap()).unwrap();
+        assert!(report.notes.is_empty(), "{report:?}");
+        (uuid, report.info.id, report.info.data_write_guid)
+    });
+    let ((uuid, id_a, data), (other_uuid, id_b, other_data)) = (infos[0], infos[1]);
+    assert!(uuid != other_uuid && id_a != id_b && data != other_data);
+    assert_eq!(uuid, id_a.0);
+    // A blank that was cut short meanwhile is made anew.
+    let cached = store.root().join("cache/sandbox-41943040.vhdx");
+    fs::File::options()
+        .write(true)
+        .open(&cached)
+        .unwrap()
+        .set_len(5 << 20)
+        .unwrap();
+    store
+        .create_read_write(&id("c"), None, &vhdx(40 << 20))
+        .unwrap();
+    assert!(
+        store
+            .verify(&id("c"), &Default::default())
+            .unwrap()
+            .is_good()
+    );
+
+    if !lcow_testkit::have("qemu-img") {
+        lcow_testkit::skip!("qemu-img is not installed");
+    }
+    let (path, raw) = (
+        store.root().join("a/sandbox.vhdx"),
+        store.root().join("tmp/raw"),
+    );
+    lcow_testkit::run(
+        "qemu-img",
+        [std::ffi::OsStr::new("check"), path.as_os_str()],
+    );
+    let words = ["convert", "-f", "vhdx", "-O", "raw"].map(std::ffi::OsStr::new);
+    lcow_testkit::run(
+        "qemu-img",
+        words.into_iter().chain([path.as_os_str(), raw.as_os_str()]),
+    );
+    lcow_testkit::e2fsck(&raw);
+    fs::remove_file(raw).unwrap();
 }

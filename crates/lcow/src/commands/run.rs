@@ -357,12 +357,8 @@ fn union(
             // The same open file: whoever has it keeps the sandbox locked.
             guard.file().try_clone()
         };
-        specs.push(DiskSpec {
-            file: file.with_context(|| format!("opening {}", disk.path.display()))?,
-            bytes: disk.bytes,
-            read_only: disk.read_only,
-            serial: String::new(),
-        });
+        let file = file.with_context(|| format!("opening {}", disk.path.display()))?;
+        specs.push(DiskSpec::of(&disk, file));
     }
     let disks = machine.attach(specs)?;
     let (upper, lowers) = disks

@@ -7,7 +7,7 @@ mod qmp;
 
 pub use qemu::Qemu;
 
-use crate::UvmError;
+use crate::{DiskFormat, UvmError};
 use lcow_protocol::ScsiAddress;
 use std::fs::File;
 use std::time::Duration;
@@ -55,12 +55,14 @@ pub struct LaunchPlan {
     pub accelerator: Accelerator,
 }
 
-/// A disk to add, as a range of bytes from the start of a file.
+/// A disk to add.
 #[derive(Debug)]
 pub struct NewDisk {
     /// Open for reading, and for writing unless `read_only`.
     pub file: File,
-    /// How many bytes of it are the disk; a multiple of 512.
+    /// How the disk lies in it: as a range of bytes from its start, or as a VHDX whose structure was checked.
+    pub format: DiskFormat,
+    /// How many bytes the disk has; a multiple of 512.
     pub bytes: u64,
     /// Whether the guest may only read it.
     pub read_only: bool,

@@ -6,8 +6,8 @@
 use super::confine::Confinement;
 use super::qmp::Qmp;
 use super::{Accelerator, ByteStream, LaunchPlan, NewDisk, VirtualMachine, Vmm};
-use crate::UvmError;
 use crate::diagnostics::Ring;
+use crate::{DiskFormat, UvmError};
 use command_fds::{CommandFdExt, FdMapping};
 use lcow_protocol::{PORT_NAME, ScsiAddress};
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -438,9 +438,14 @@ impl VirtualMachine for Running {
             let nodes = disks.iter().zip(&taken).map(|(disk, (_, set))| {
                 let on_host = json!({"driver": "file", "filename": format!("/dev/fdset/{set}")});
                 let mut arguments = json!({
-                    "driver": "raw", "node-name": node(*set), "size": disk.bytes,
+                    "driver": "raw", "node-name": node(*set),
                     "read-only": disk.read_only, "auto-read-only": false, "file": on_host,
                 });
+                match disk.format {
+                    DiskFormat::Raw => arguments["size"] = json!(disk.bytes),
+                    // Its size is in its own metadata.
+                    DiskFormat::Vhdx => arguments["driver"] = json!("vhdx"),
+                }
                 if !disk.read_only {
                     arguments["discard"] = json!("unmap");
                     arguments["detect-zeroes"] = json!("unmap");

@@ -162,6 +162,7 @@ fn disk(dir: &Path, serial: &str) -> DiskSpec {
     std::fs::write(&path, [0; 4096]).unwrap();
     DiskSpec {
         file: std::fs::File::open(path).unwrap(),
+        format: lcow_uvm::DiskFormat::Raw,
         bytes: 4096,
         read_only: false,
         serial: serial.into(),
@@ -298,4 +299,66 @@ fn an_agent_that_is_none_is_told_before_the_deadline() {
             b"fake console\n"
         );
     }
+}
+
+#[test]
+fn a_vhdx_is_looked_at_before_it_is_attached() {
+    use lcow_blockio::{FileDisk, MemDisk, WriteAt};
+    use lcow_disk::vhdx::{self, CreateOptions, Guid};
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::start_with(&FakeVmm::new(Agent::Good), &config(dir.path())).unwrap();
+    let blank = MemDisk::new();
+    vhdx::create(&blank, &CreateOptions::new(64 << 20, Guid([1; 16]))).unwrap();
+    let blank = blank.into_bytes();
+    let attach = |bytes: u64, read_only: bool, spoil: &dyn Fn(&FileDisk)| {
+        let path = dir.path().join("vhdx");
+        std::fs::write(&path, &blank).unwrap();
+        let file = || std::fs::File::options().read(true).write(true).open(&path);
+        spoil(&FileDisk::from(file().unwrap()));
+        machine.attach(vec![DiskSpec {
+            file: file().unwrap(),
+            format: lcow_uvm::DiskFormat::Vhdx,
+            bytes,
+            read_only,
+            serial: String::new(),
+        }])
+    };
+    let size = 64 << 20;
+    let disks = attach(size, false, &|_| ()).unwrap();
+    // After it, it is looked at again.
+    let file = std::fs::File::options()
+        .write(true)
+        .open(dir.path().join("vhdx"))
+        .unwrap();
+    FileDisk::from(file)
+        .write_all_at(3 << 20, &[0xff; 8])
+        .unwrap();
+    let error = machine.detach(&disks).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("damaged after it was detached"), "{text}");
+
+    assert!(matches!(
+        attach(size - 512, false, &|_| ()),
+        Err(UvmError::BadOption { .. })
+    ));
+    let damaged = |result: Result<_, UvmError>, words: &str| match result.unwrap_err() {
+        UvmError::DamagedDisk { when, detail } => {
+            assert!(detail.contains(words), "{detail}");
+            assert_eq!(when, "before it is attached");
+        }
+        other => panic!("{other}"),
+    };
+    let entry = |disk: &FileDisk| disk.write_all_at(3 << 20, &[0xff; 8]).unwrap();
+    damaged(attach(size, false, &entry), "block");
+    let cut = |disk: &FileDisk| disk.set_len(100).unwrap();
+    damaged(attach(size, true, &cut), "");
+    // What is only in a log, nobody can read who may not write.
+    let crash = |disk: &FileDisk| {
+        let disk = vhdx::open_writable(disk, [[2; 16], [3; 16], [4; 16]].into()).unwrap();
+        disk.write_all_at(0, &[7; 512]).unwrap();
+        disk.sync().unwrap();
+    };
+    damaged(attach(size, true, &crash), "log");
+    let disks = attach(size, false, &crash).unwrap();
+    machine.detach(&disks).unwrap();
 }

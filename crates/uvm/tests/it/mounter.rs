@@ -2,8 +2,8 @@
 
 use crate::support::{config, need_qemu, sh, userland};
 use lcow_driver::{
-    Against, ApplyRequest, Cancel, ChangeKind, GraphDriver, Input, Isolation, LayerId, OpenOptions,
-    Options, SandboxOptions, Store,
+    Against, ApplyRequest, Cancel, ChangeKind, DiskFormat, GraphDriver, Input, Isolation, LayerId,
+    OpenOptions, Options, SandboxOptions, Store,
 };
 use lcow_uvm::{ExitStatus, UtilityVms};
 use std::path::Path;
@@ -151,4 +151,71 @@ fn a_machine_is_stopped_by_force_and_the_sandbox_is_free_again() {
     // Stopping what does not run is no error.
     driver.remove(&id("work"), true).unwrap();
     assert!(driver.cleanup().unwrap().failed.is_none());
+}
+
+#[test]
+fn spec_disks_vhdx_sandboxes_go_through_the_monitors_own_driver() {
+    use ChangeKind::{Added, Deleted, Modified};
+    need_qemu!();
+    for program in ["debugfs", "qemu-img"] {
+        if !lcow_testkit::have(program) {
+            lcow_testkit::skip!("{program} is not installed");
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let driver = driver(dir.path());
+    let size = SandboxOptions {
+        size: Some(48 << 20),
+        format: Some(DiskFormat::Vhdx),
+        ..SandboxOptions::default()
+    };
+    driver
+        .store()
+        .create_read_write(&id("ours"), Some(&id("base")), &size)
+        .unwrap();
+    // As the original driver left it: no journal, an absolute path, and no directories before the first mount.
+    let theirs = driver.store().root().join("theirs");
+    std::fs::create_dir(&theirs).unwrap();
+    std::fs::write(
+        theirs.join("layerchain.json"),
+        r#"["C:\\lcow\\ours", "C:\\lcow\\base"]"#,
+    )
+    .unwrap();
+    let nothing = dir.path().join("nothing");
+    std::fs::create_dir(&nothing).unwrap();
+    lcow_testkit::original_sandbox(&theirs.join("sandbox.vhdx"), &nothing, &[]);
+
+    let run = |layer: &str, script: &str| {
+        let handle = driver.get(&id(layer), None).unwrap();
+        let mounted = handle.mounted().unwrap();
+        let result = sh(mounted.machine(), mounted.root(), script);
+        driver.put(handle).unwrap();
+        result
+    };
+    let ok = |text: &str| (text.to_owned(), ExitStatus::Code(0));
+    let script =
+        "echo ours > /etc/motd; rm /etc/gone; cat /bin/dash /bin/dash > /big; cat /etc/motd";
+    assert_eq!(run("ours", script), ok("ours\n"));
+    let own = [
+        (Added, "big"),
+        (Modified, "etc"),
+        (Deleted, "etc/gone"),
+        (Modified, "etc/motd"),
+    ];
+    let own = own.map(|(kind, path)| (kind, path.to_owned()));
+    assert_eq!(changes(&driver, "ours"), own);
+    let report = driver.store().verify(&id("ours"), &Cancel::new()).unwrap();
+    assert!(report.is_good(), "{report:?}");
+
+    // The one below is attached read-only, as a VHDX too.
+    let script = "cat /etc/motd; echo theirs > /etc/motd; rm /big; cat /etc/motd";
+    assert_eq!(run("theirs", script), ok("ours\ntheirs\n"));
+    let above = [(Deleted, "big"), (Modified, "etc/motd")];
+    let above = above.map(|(kind, path)| (kind, path.to_owned()));
+    assert_eq!(changes(&driver, "theirs"), above);
+    driver
+        .store()
+        .commit(&id("theirs"), &id("new"), &Cancel::new())
+        .unwrap();
+    assert_eq!(changes(&driver, "new"), above);
 }

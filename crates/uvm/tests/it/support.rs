@@ -78,6 +78,7 @@ pub(crate) fn spec(path: &Path, read_only: bool) -> DiskSpec {
     let bytes = file.metadata().unwrap().len();
     DiskSpec {
         file,
+        format: lcow_uvm::DiskFormat::Raw,
         bytes,
         read_only,
         serial: String::new(),
