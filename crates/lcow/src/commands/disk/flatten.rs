@@ -1,19 +1,17 @@
 //! `lcow disk flatten`: layers as one disk. `lcow layer flatten` writes its disk with this too.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use lcow_blockio::{FileDisk, ReadAt, WriteAt};
-use lcow_driver::Cancel;
+use lcow_blockio::{FileDisk, ReadAt};
 use lcow_ext4::reader::Filesystem;
 use lcow_layer::flatten::{FlattenOptions, LayerName, flatten, name};
 use lcow_layer::tree::{Subtree, TreeError};
 use lcow_layer::union::Union;
 
-use super::new_disk::{NewDisk, allocated};
+use super::new_disk::{NewDisk, Watched, allocated};
 use crate::context::Context;
 use crate::output;
 use crate::progress::Progress;
@@ -48,6 +46,9 @@ pub(crate) struct FlatDisk {
     /// Put a fixed VHD's footer behind the file system
     #[arg(long)]
     vhd: bool,
+    /// Don't wait until the disk is on stable storage
+    #[arg(long)]
+    no_sync: bool,
     /// The largest disk that may result, as 64G [default: 128G, at most 16T]
     #[arg(long, value_name = "SIZE", value_parser = super::parse_size)]
     max_size: Option<u64>,
@@ -108,7 +109,7 @@ impl FlatDisk {
         let watched = Watched {
             disk: new.disk()?,
             cancel: &cancel,
-            progress: &progress,
+            progress: Some(&progress),
         };
         let flat = match flatten(union, &name, watched, &options) {
             Ok(flat) => flat,
@@ -122,7 +123,7 @@ impl FlatDisk {
                 return Err(anyhow::Error::from(error).context(context));
             }
         };
-        let file = new.keep(true)?;
+        let file = new.keep(!self.no_sync)?;
         if context.json {
             return output::json(&serde_json::json!({
                 "disk": self.output,
@@ -139,49 +140,5 @@ impl FlatDisk {
             output::line(name)?;
         }
         Ok(())
-    }
-}
-
-/// The disk on its way: writing ends when the user asks for it.
-struct Watched<'a> {
-    disk: FileDisk,
-    cancel: &'a Cancel,
-    progress: &'a Progress,
-}
-
-impl ReadAt for Watched<'_> {
-    fn size(&self) -> io::Result<u64> {
-        self.disk.size()
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        self.disk.read_at(offset, buf)
-    }
-}
-
-impl WriteAt for Watched<'_> {
-    fn write_all_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        if self.cancel.is_cancelled() {
-            return Err(io::Error::other("cancelled"));
-        }
-        self.disk.write_all_at(offset, buf)?;
-        self.progress.add(buf.len() as u64);
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.disk.set_len(len)
-    }
-
-    fn zero_range(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.disk.zero_range(offset, len)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.disk.sync()
-    }
-
-    fn expect(&self, offset: u64, len: u64) {
-        self.disk.expect(offset, len);
     }
 }

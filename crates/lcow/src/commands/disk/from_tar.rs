@@ -5,10 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use lcow_blockio::FileDisk;
 use lcow_layer::apply::{Applied, ApplyError, ApplyOptions, Salt, apply, convert};
 
-use super::new_disk::{NewDisk, allocated};
+use super::new_disk::{NewDisk, Watched, allocated};
 use crate::context::Context;
 use crate::errors::explained;
 use crate::files::{self, Output};
@@ -99,14 +98,19 @@ impl FromTar {
 
         let progress = Progress::new(context.quiet);
         progress.begin("converting", size);
-        let watched = Watched {
+        let input = Input {
             inner: input,
             progress: &progress,
             cancel: &cancel,
         };
-        let disk = new.disk()?;
+        // The input is at its end while a hash tree is built.
+        let disk = Watched {
+            disk: new.disk()?,
+            cancel: &cancel,
+            progress: None,
+        };
         let sidecar = split.as_mut().map(|s| s as &mut dyn Write);
-        let made = match self.make(watched, disk, sidecar, &options) {
+        let made = match self.make(input, disk, sidecar, &options) {
             Ok(made) => made,
             Err(_) if cancel.is_cancelled() => {
                 return Err(lcow_driver::DriverError::Cancelled.into());
@@ -147,8 +151,8 @@ impl FromTar {
 
     fn make(
         &self,
-        input: Watched<'_>,
-        disk: FileDisk,
+        input: Input<'_>,
+        disk: Watched<'_>,
         split: Option<&mut dyn Write>,
         options: &ApplyOptions,
     ) -> Result<Made, ApplyError> {
@@ -202,13 +206,13 @@ struct Made {
     applied: Option<Applied>,
 }
 
-struct Watched<'a> {
+struct Input<'a> {
     inner: Box<dyn Read + Send>,
     progress: &'a Progress,
     cancel: &'a lcow_driver::Cancel,
 }
 
-impl Read for Watched<'_> {
+impl Read for Input<'_> {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         if self.cancel.is_cancelled() {
             return Err(std::io::Error::other("cancelled"));

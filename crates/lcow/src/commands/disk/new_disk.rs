@@ -1,14 +1,18 @@
 //! The file of a disk in the making: it appears under its name only when it is complete.
 
 use std::fs::File;
+use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use lcow_blockio::FileDisk;
+use lcow_blockio::{FileDisk, ReadAt, WriteAt};
+use lcow_driver::Cancel;
 use tempfile::NamedTempFile;
 
 use crate::errors::hinted;
 use crate::files;
+use crate::progress::Progress;
 
 /// Under a temporary name in the same directory until it is kept; gone if it never is.
 pub(super) struct NewDisk<'p> {
@@ -69,4 +73,88 @@ pub(super) fn allocated(file: &File, path: &Path) -> Result<u64> {
     let metadata = file.metadata();
     let metadata = metadata.with_context(|| format!("reading {}", path.display()))?;
     Ok(metadata.blocks() * 512)
+}
+
+/// A disk on its way: reading and writing end when the user asks for it.
+pub(super) struct Watched<'a> {
+    pub(super) disk: FileDisk,
+    pub(super) cancel: &'a Cancel,
+    /// Told of what is written.
+    pub(super) progress: Option<&'a Progress>,
+}
+
+impl Watched<'_> {
+    fn go_on(&self, written: usize) -> io::Result<()> {
+        if self.cancel.is_cancelled() {
+            return Err(io::Error::other("cancelled"));
+        }
+        if let Some(progress) = self.progress {
+            progress.add(written as u64);
+        }
+        Ok(())
+    }
+}
+
+impl ReadAt for Watched<'_> {
+    fn size(&self) -> io::Result<u64> {
+        self.disk.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.go_on(0)?;
+        self.disk.read_at(offset, buf)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.disk.next_data(offset)
+    }
+}
+
+impl WriteAt for Watched<'_> {
+    fn write_all_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.go_on(buf.len())?;
+        self.disk.write_all_at(offset, buf)
+    }
+
+    fn write_both_at(&self, offset: u64, first: &[u8], second: &[u8]) -> io::Result<()> {
+        self.go_on(first.len().saturating_add(second.len()))?;
+        self.disk.write_both_at(offset, first, second)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.disk.set_len(len)
+    }
+
+    fn zero_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.disk.zero_range(offset, len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.disk.sync()
+    }
+
+    fn expect(&self, offset: u64, len: u64) {
+        self.disk.expect(offset, len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_tree_is_not_built_to_its_end() {
+        let cancel = Cancel::new();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let disk = Watched {
+            disk: FileDisk::from(file),
+            cancel: &cancel,
+            progress: None,
+        };
+        let build = || lcow_disk::verity::build(&disk, 1 << 20, b"", [1; 16]);
+        build().unwrap();
+        cancel.cancel();
+        assert!(build().is_err());
+    }
 }
