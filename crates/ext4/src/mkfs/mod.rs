@@ -257,6 +257,10 @@ pub fn format<D: WriteAt>(disk: &D, options: &FormatOptions<'_>) -> Result<Forma
 
 /// Gives a copy of a filesystem that was not mounted since it was formatted a UUID of its own, by rewriting its superblocks.
 /// Does not sync.
+///
+/// # Errors
+/// [`FormatError::NotOurs`], with nothing written, for file systems that [`format`] does not make: among them those whose
+/// checksums start from the UUID (no `metadata_csum_seed`), where all metadata would have to be written anew.
 pub fn set_uuid<D: WriteAt>(disk: &D, uuid: [u8; 16]) -> Result<(), FormatError> {
     let not_ours = |reason| FormatError::NotOurs { reason };
     let mut sb = read_superblock(disk, SUPERBLOCK_OFFSET)?;
