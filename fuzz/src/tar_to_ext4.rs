@@ -14,7 +14,7 @@ use lcow_layer::ErrorKind;
 use lcow_layer::apply::{ApplyOptions, apply};
 use lcow_layer::compress::Compression;
 use lcow_layer::digest::Digest;
-use lcow_layer::export::{Exported, exact};
+use lcow_layer::export::{Expected, Exported, exact};
 
 use crate::limits::{Capped, bounded};
 use crate::tar_model::{self, Verdict};
@@ -92,7 +92,7 @@ pub(crate) fn run(input: &[u8]) {
         size: applied.tar_size,
     };
     bounded("re-emitting", MEMORY, || {
-        exact(&disk, &split[..], Some(&expected), &mut again)
+        exact(&disk, &split[..], Expected::This(expected), &mut again)
     })
     .expect("the tar must come back");
     assert!(again.bytes == plain, "the tar that comes back differs");

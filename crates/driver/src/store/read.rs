@@ -7,7 +7,7 @@ use lcow_blockio::ReadAt;
 use lcow_ext4::FileType;
 use lcow_ext4::reader::{FileMap, Filesystem, ReadError, ReadErrorKind};
 use lcow_layer::digest::Digest;
-use lcow_layer::export::{ExactError, Exported, exact};
+use lcow_layer::export::{ExactError, Expected, Exported, exact};
 use lcow_layer::tree::{Follow, Subtree, Tree, TreeError};
 use serde::Serialize;
 
@@ -109,7 +109,7 @@ impl Store {
             diff_id: applied.diff_id,
             size: applied.tar_size,
         };
-        let exported = exact(self.open_disk(&disk)?, split, Some(&expected), out)
+        let exported = exact(self.open_disk(&disk)?, split, Expected::This(expected), out)
             .map_err(|e| exact_error(id, e))?;
         Ok(DiffSummary {
             digest: exported.diff_id,

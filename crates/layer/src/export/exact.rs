@@ -36,6 +36,14 @@ pub enum ExactError {
         /// The version found.
         version: u32,
     },
+    /// The sidecar is of a tar larger than may be written.
+    #[error("the split sidecar is of a tar of {size} bytes, more than the {max} that may be")]
+    TooLarge {
+        /// The tar's size, in bytes.
+        size: u64,
+        /// The limit, in bytes.
+        max: u64,
+    },
     /// The tar that came out is not the one that went in.
     #[error("the tar that came out has digest {found}, not {expected}")]
     Differs {
@@ -64,6 +72,7 @@ impl ExactError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Self::TooLarge { .. } => ErrorKind::Refused,
             Self::BadSplit { .. } | Self::Differs { .. } => ErrorKind::Corrupt,
             Self::SplitVersion { .. } => ErrorKind::Unsupported,
             Self::Disk(e) => match e.kind() {
@@ -85,6 +94,28 @@ pub struct Exported {
     pub size: u64,
 }
 
+const ANOTHER_SIZE: ExactError = ExactError::BadSplit {
+    detail: "it is of a tar of another size",
+};
+
+/// What is known of a tar before it is emitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// Which one it must be.
+    This(Exported),
+    /// How large it may be, in bytes. Whoever wrote the sidecar says how large it is.
+    AtMost(u64),
+}
+
+impl Expected {
+    fn max(self) -> u64 {
+        match self {
+            Self::This(tar) => tar.size,
+            Self::AtMost(max) => max,
+        }
+    }
+}
+
 /// Emits the tar that a layer was made from, byte for byte, from its disk (the file system alone, or with a VHD footer behind)
 /// and its sidecar as stored (`diff.split.zst`).
 ///
@@ -94,17 +125,21 @@ pub struct Exported {
 /// # Errors
 /// [`ExactError::Differs`], after all of the tar was written, if its digest is not `expected` or not the one in the sidecar:
 /// what was written must then be thrown away. A digest or size that is `expected` and that the sidecar does not name is found out before
-/// anything is written. Without `expected`, a hostile sidecar decides how much is written: up to 2⁶⁴ bytes.
+/// anything is written. No more is ever written than the sidecar says at its beginning that the tar has, nor than is `expected`.
 pub fn exact<R: ReadAt>(
     disk: R,
     split: impl Read,
-    expected: Option<&Exported>,
+    expected: Expected,
     out: &mut impl Write,
 ) -> Result<Exported, ExactError> {
     let failed = Cell::new(false);
-    let mut split = SplitReader::open(split, &failed).map_err(|e| split_error(e, 0))?;
+    let mut split =
+        SplitReader::open(split, expected.max(), &failed).map_err(|e| match (expected, e) {
+            (Expected::This(_), SplitError::TooLarge { .. }) => ANOTHER_SIZE,
+            (_, e) => split_error(e, 0),
+        })?;
     let promised = split.diff_id();
-    if let Some(expected) = expected {
+    if let Expected::This(expected) = expected {
         if expected.diff_id != promised {
             return Err(ExactError::Differs {
                 expected: expected.diff_id,
@@ -112,9 +147,7 @@ pub fn exact<R: ReadAt>(
             });
         }
         if expected.size != split.tar_size() {
-            return Err(ExactError::BadSplit {
-                detail: "it is of a tar of another size",
-            });
+            return Err(ANOTHER_SIZE);
         }
     }
     let (found, size) = std::thread::scope(|scope| {
@@ -144,7 +177,7 @@ pub fn exact<R: ReadAt>(
     })
 }
 
-/// Emits the tar as [`exact`] does, without hashing it: for who hashes it anyway. What the sidecar says of the tar is
+/// Emits the tar as [`exact`] does, of at most `max` bytes, without hashing it: for who hashes it anyway. What the sidecar says of the tar is
 /// returned, not what was found: a disk that changed gives another tar, and no error.
 ///
 /// # Errors
@@ -152,10 +185,11 @@ pub fn exact<R: ReadAt>(
 pub fn unverified<R: ReadAt>(
     disk: R,
     split: impl Read,
+    max: u64,
     out: &mut impl Write,
 ) -> Result<Exported, ExactError> {
     let failed = Cell::new(false);
-    let mut split = SplitReader::open(split, &failed).map_err(|e| split_error(e, 0))?;
+    let mut split = SplitReader::open(split, max, &failed).map_err(|e| split_error(e, 0))?;
     let size = emit(disk, &mut split, Tar::new(out, None))?;
     Ok(Exported {
         diff_id: split.diff_id(),
@@ -215,6 +249,7 @@ fn emit<R: ReadAt, W: Write>(
 fn split_error(error: SplitError, offset: u64) -> ExactError {
     match error {
         SplitError::Damaged(detail) => ExactError::BadSplit { detail },
+        SplitError::TooLarge { size, max } => ExactError::TooLarge { size, max },
         SplitError::Version(version) => ExactError::SplitVersion { version },
         SplitError::Io(source) => ExactError::Io {
             operation: "read the split sidecar",

@@ -4,4 +4,4 @@ mod canonical;
 mod exact;
 
 pub use canonical::*;
-pub use exact::{ExactError, Exported, exact, unverified};
+pub use exact::{ExactError, Expected, Exported, exact, unverified};

@@ -23,6 +23,7 @@ const PIECE: usize = 64 << 10;
 pub(crate) enum SplitError {
     Damaged(&'static str),
     Version(u32),
+    TooLarge { size: u64, max: u64 },
     Io(io::Error),
 }
 
@@ -105,8 +106,8 @@ impl<R: Read> Source for SplitReader<'_, R> {
 }
 
 impl<'a, R: Read> SplitReader<'a, R> {
-    /// Reads everything up to the operations. `failed` is set when it is `input` that fails.
-    pub(crate) fn open(input: R, failed: &'a Cell<bool>) -> Result<Self, SplitError> {
+    /// Reads everything up to the operations, of a tar of at most `max` bytes. `failed` is set when it is `input` that fails.
+    pub(crate) fn open(input: R, max: u64, failed: &'a Cell<bool>) -> Result<Self, SplitError> {
         let input = BufReader::with_capacity(
             128 << 10,
             Input {
@@ -130,7 +131,7 @@ impl<'a, R: Read> SplitReader<'a, R> {
             literal: 0,
             piece: Vec::new(),
         };
-        reader.preamble()?;
+        reader.preamble(max)?;
         Ok(reader)
     }
 
@@ -156,7 +157,7 @@ impl<'a, R: Read> SplitReader<'a, R> {
         }
     }
 
-    fn preamble(&mut self) -> Result<(), SplitError> {
+    fn preamble(&mut self, max: u64) -> Result<(), SplitError> {
         let mut bytes = [0; PREAMBLE];
         let (head, tail) = bytes.split_at_mut(12);
         self.fill(head)?;
@@ -176,6 +177,10 @@ impl<'a, R: Read> SplitReader<'a, R> {
             u64::from_le_bytes(long)
         };
         self.tar_size = long(0..8);
+        if self.tar_size > max {
+            let size = self.tar_size;
+            return Err(SplitError::TooLarge { size, max });
+        }
         let mut digest = [0; 32];
         digest.copy_from_slice(tail.get(8..40).unwrap_or_default());
         self.diff_id = Digest::from_bytes(digest);

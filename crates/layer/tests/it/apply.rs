@@ -6,7 +6,7 @@ use lcow_ext4::check::{CheckOptions, check};
 use lcow_layer::ErrorKind;
 use lcow_layer::apply::{ApplyError, ApplyOptions, Refusal, Salt, apply, convert};
 use lcow_layer::compress::Compression;
-use lcow_layer::export::{ExactError, Exported, exact, unverified};
+use lcow_layer::export::{ExactError, Expected, Exported, exact, unverified};
 use lcow_layer::tar::Malformed;
 
 use crate::support::{Made, Tree, make, make_with, tree};
@@ -67,11 +67,17 @@ pub(crate) fn assert_exact(made: &Made, tar: &[u8]) {
         diff_id: made.applied.diff_id,
         size: tar.len() as u64,
     };
-    let report = exact(&made.disk, &made.split[..], Some(&expected), &mut out).unwrap();
+    let report = exact(
+        &made.disk,
+        &made.split[..],
+        Expected::This(expected),
+        &mut out,
+    )
+    .unwrap();
     assert_eq!(report.size, tar.len() as u64);
     assert!(out == tar, "the tar came out different");
     let mut unhashed = Vec::new();
-    let told = unverified(&made.disk, &made.split[..], &mut unhashed).unwrap();
+    let told = unverified(&made.disk, &made.split[..], u64::MAX, &mut unhashed).unwrap();
     assert_eq!(told, report);
     assert!(unhashed == tar, "the tar came out different, unverified");
 }
@@ -559,7 +565,12 @@ fn damaged_sidecars_are_errors() {
     let plain = zstd::decode_all(&made.split[..]).unwrap();
     let run = |split: &[u8]| {
         let split = zstd::encode_all(split, 1).unwrap();
-        exact(&made.disk, &split[..], None, &mut std::io::sink())
+        exact(
+            &made.disk,
+            &split[..],
+            Expected::AtMost(1 << 20),
+            &mut std::io::sink(),
+        )
     };
     run(&plain).unwrap();
     for at in 0..plain.len() {
@@ -575,16 +586,53 @@ fn damaged_sidecars_are_errors() {
         Err(ExactError::SplitVersion { version: 2 })
     ));
     assert!(run(&[&plain[..], b"x"].concat()).is_err());
-    assert!(exact(&made.disk, &b"junk"[..], None, &mut std::io::sink()).is_err());
+    assert!(
+        exact(
+            &made.disk,
+            &b"junk"[..],
+            Expected::AtMost(1 << 20),
+            &mut std::io::sink()
+        )
+        .is_err()
+    );
     // Of another size than is known: nothing is written.
     let expected = Exported {
         diff_id: made.applied.diff_id,
         size: bytes.len() as u64 + 512,
     };
     let mut out = Vec::new();
-    let error = exact(&made.disk, &made.split[..], Some(&expected), &mut out).unwrap_err();
+    let error = exact(
+        &made.disk,
+        &made.split[..],
+        Expected::This(expected),
+        &mut out,
+    )
+    .unwrap_err();
     assert!(matches!(error, ExactError::BadSplit { .. }), "{error}");
     assert!(out.is_empty());
+    // Nor of a tar larger than may be, whatever the sidecar says of its size, and however much it would have to write.
+    for (size, max) in [(bytes.len() as u64, 1024), (u64::MAX, u64::MAX - 1)] {
+        let mut hostile = plain.clone();
+        hostile[12..20].copy_from_slice(&size.to_le_bytes());
+        let hostile = zstd::encode_all(&hostile[..], 1).unwrap();
+        for error in [
+            exact(&made.disk, &hostile[..], Expected::AtMost(max), &mut out).unwrap_err(),
+            unverified(&made.disk, &hostile[..], max, &mut out).unwrap_err(),
+        ] {
+            assert!(
+                matches!(error, ExactError::TooLarge { size: s, max: m } if (s, m) == (size, max)),
+                "{error}"
+            );
+        }
+        assert!(out.is_empty());
+    }
+    // Operations for more than the sidecar says that there is: they end where it does.
+    let mut hostile = plain.clone();
+    hostile[12..20].copy_from_slice(&1024_u64.to_le_bytes());
+    let hostile = zstd::encode_all(&hostile[..], 1).unwrap();
+    let error = unverified(&made.disk, &hostile[..], 1 << 20, &mut out).unwrap_err();
+    assert!(matches!(error, ExactError::BadSplit { .. }), "{error}");
+    assert!(out.len() <= 1024);
 }
 
 #[test]

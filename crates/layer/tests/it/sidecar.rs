@@ -4,7 +4,7 @@ use std::io::Read;
 
 use lcow_blockio::MemDisk;
 use lcow_layer::apply::{ApplyOptions, apply};
-use lcow_layer::export::{Exported, exact};
+use lcow_layer::export::{Expected, Exported, exact};
 
 /// Files in the tree; directories come on top.
 const FILES: u32 = 100_000;
@@ -283,6 +283,6 @@ fn a_sidecar_is_a_twentieth_of_the_metadata() {
             diff_id: applied.diff_id,
             size: applied.tar_size,
         };
-        exact(&disk, &split[..], Some(&expected), &mut out).unwrap();
+        exact(&disk, &split[..], Expected::This(expected), &mut out).unwrap();
     }
 }

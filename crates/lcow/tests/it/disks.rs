@@ -45,6 +45,30 @@ fn tar_to_disk_and_back() {
             .stdout,
         original
     );
+    // A sidecar may be anybody's: it doesn't decide how much is written.
+    lab.write("large.tar", &tar(&[("big", &noise(17 << 20, 3))]));
+    lab.ok(&[
+        "disk",
+        "from-tar",
+        "-i",
+        "large.tar",
+        "-o",
+        "l.ext4",
+        "--split",
+        "l.split",
+    ]);
+    let split = ["disk", "to-tar", "l.ext4", "--split", "l.split"];
+    for more in [&[][..], &["--no-verify"]] {
+        let error = lab.fails(
+            1,
+            &[&split, more, &["--max-size", "16M", "-o", "no.tar"]].concat(),
+        );
+        assert!(
+            error.contains("more than the 16777216") && error.contains("hint: "),
+            "{error}"
+        );
+        assert!(!lab.path("no.tar").exists());
+    }
 
     lab.ok(&["disk", "from-tar", "-i", str(&input), "-o", "c.ext4"]);
     lcow_testkit::e2fsck(&lab.path("c.ext4"));
@@ -142,6 +166,7 @@ fn layers_become_one_disk() {
         "-o",
         "again.vhd",
         "--vhd",
+        "--no-sync",
     ]);
     assert_eq!(again["name"], first.trim());
     assert_eq!((&again["names"], &again["data"]), (&4.into(), &4.into()));

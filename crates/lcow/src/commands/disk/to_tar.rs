@@ -6,12 +6,16 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use lcow_layer::export::{ExportOptions, canonical, exact, unverified};
+use lcow_layer::export::{ExactError, Expected, ExportOptions, canonical, exact, unverified};
 use lcow_layer::tree::Subtree;
 
 use super::{Source, source_date_epoch};
 use crate::context::Context;
+use crate::errors::explained;
 use crate::files::Output;
+
+/// The largest tar that a sidecar makes, unless told otherwise, in bytes: as much data as `from-tar` puts on a disk.
+const MAX_SIZE: u64 = 128 << 30;
 
 /// Write the files of a disk as a tar
 #[derive(Debug, Args)]
@@ -36,6 +40,9 @@ pub(crate) struct ToTar {
     /// Don't hash the tar: a disk that changed since then gives another one, and no error
     #[arg(long, requires = "split")]
     no_verify: bool,
+    /// The largest tar that a sidecar may make, as 64G: it can have any size, zeros need no disk [default: 128G]
+    #[arg(long, value_name = "SIZE", requires = "split", value_parser = super::parse_size)]
+    max_size: Option<u64>,
     /// Turn overlayfs's whiteouts into a layer's (.wh.NAME)
     #[arg(long, conflicts_with = "split")]
     overlay: bool,
@@ -59,13 +66,19 @@ impl ToTar {
                 let split =
                     File::open(path).with_context(|| format!("opening {}", path.display()))?;
                 let disk = self.source.range()?;
-                if self.no_verify {
-                    unverified(disk, split, &mut writer)
+                let max = self.max_size.unwrap_or(MAX_SIZE);
+                let made = if self.no_verify {
+                    unverified(disk, split, max, &mut writer)
                 } else {
-                    exact(disk, split, None, &mut writer)
+                    exact(disk, split, Expected::AtMost(max), &mut writer)
+                };
+                match made {
+                    Err(error @ ExactError::TooLarge { .. }) => Err(explained(
+                        anyhow::Error::from(error).context(reading()),
+                        "if you trust the sidecar, allow more with --max-size",
+                    )),
+                    made => made.map(drop).with_context(reading),
                 }
-                .map(drop)
-                .with_context(reading)
             }
             None => {
                 let tree = Subtree::open(self.source.open()?, b"").with_context(reading)?;
