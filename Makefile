@@ -1,7 +1,7 @@
 # `make help` lists the targets. The work is in scripts/, so that each step also runs by itself.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-rust corpora age model lint deny check-windows bench fuzz fuzz-all clean
+.PHONY: help setup build demo test test-rust corpora age model crash lint deny check-windows bench fuzz fuzz-all clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -29,6 +29,9 @@ corpora: build ## Other projects' images, tars and disks through the program, as
 age: ## Age disks for long, mounted and in utility VMs, and compare what is read with what the kernel shows (root)
 	@LCOW_AGE=20 cargo test --locked -p lcow-ext4 --test reader journal:: -- --nocapture
 	@LCOW_AGE=20 cargo test --locked -p lcow-uvm --test it aged:: -- --nocapture
+
+crash: ## A million states that power cuts may leave of a store
+	@LCOW_POWER_CUTS=40 cargo test --locked -p lcow-driver --test it power:: -- --nocapture
 
 model: ## A million random operations on a store, with kills and reopenings, beside a model of it
 	@LCOW_MODEL_STEPS=1000000 cargo test --locked -p lcow-driver --test it model:: -- --nocapture

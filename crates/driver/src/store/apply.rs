@@ -100,7 +100,7 @@ impl Staged {
             inner.offer(&inner.path(id).join("layer.vhd"), &self.applied.record);
             Ok(Placed::Created)
         } else {
-            Ok(Placed::AlreadyThere)
+            self.store.0.already_there()
         }
     }
 }
@@ -144,7 +144,7 @@ impl Store {
         cancel: &Cancel,
     ) -> Result<Placed, DriverError> {
         if self.exists(id)? {
-            return Ok(Placed::AlreadyThere);
+            return self.0.already_there();
         }
         match self.stage(parent, input, request, cancel) {
             Ok(staged) => staged.place(id),
@@ -350,6 +350,12 @@ impl Store {
 }
 
 impl Inner {
+    /// Who placed the layer may not have come to make that durable, and be dead.
+    fn already_there(&self) -> Result<Placed, DriverError> {
+        self.files.sync_dir(&self.root)?;
+        Ok(Placed::AlreadyThere)
+    }
+
     fn must_be_empty(&self, id: &LayerId) -> Result<(), DriverError> {
         match self.kind(id)?.0 {
             Kind::Empty => Ok(()),

@@ -77,6 +77,9 @@ impl Reference {
     }
 }
 
+/// How a removal in progress is called in `tmp/`, where its own name is taken or too long.
+pub(super) const HIDDEN: &str = "removing-";
+
 /// How long a reference waits for a removal that has begun to rename the layer away.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -191,6 +194,8 @@ impl Store {
         let (locked, away, applied) = {
             let _guard = self.0.commit_lock()?;
             if !self.0.is_layer(id)? {
+                // Who renamed it away may not have come to make that durable, and be dead.
+                self.0.files.sync_dir(&self.0.root)?;
                 return Ok(Removed::AlreadyGone);
             }
             let children = self.0.children(id)?;
@@ -365,7 +370,7 @@ impl Inner {
         }
         let away = self
             .tmp()
-            .join(format!("removing-{}", files::random_name()?));
+            .join(format!("{HIDDEN}{}", files::random_name()?));
         if self.files.rename_new(&path, &away)? {
             return Ok(away);
         }

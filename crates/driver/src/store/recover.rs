@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
+use super::layers::HIDDEN;
 use super::{Inner, share};
 use crate::files::Files;
 use crate::id::REMOVING;
 use crate::lock::Locked;
-use crate::vfs::{FileKind, LockMode, OpenMode};
+use crate::vfs::{Entry, FileKind, LockMode, OpenMode};
 use crate::{DriverError, LayerId};
 
 /// What opening a store, or a cleanup, did. Doing it again does nothing more.
@@ -31,6 +32,7 @@ impl Recovery {
 /// Finishes and deletes. Only what no live process holds is touched, so this runs beside other processes.
 pub(super) fn recover(inner: &Inner) -> Result<Recovery, DriverError> {
     let mut done = Recovery::default();
+    make_removals_durable(inner)?;
     for directory in ["tmp", "scratch"] {
         let (gone, failed) = inner.files.sweep(&inner.root.join(directory))?;
         done.deleted
@@ -72,6 +74,18 @@ pub(super) fn recover(inner: &Inner) -> Result<Recovery, DriverError> {
     done.removals_finished.sort();
     done.deleted.sort();
     Ok(done)
+}
+
+/// A layer's files must not go before its name has gone for good: who renamed it away may have died before that.
+fn make_removals_durable(inner: &Inner) -> Result<(), DriverError> {
+    let is_removal = |e: &Entry| e.name.to_string_lossy().ends_with(REMOVING);
+    let is_hidden = |e: &Entry| e.name.to_string_lossy().starts_with(HIDDEN);
+    if inner.files.list(&inner.root)?.iter().any(is_removal)
+        || inner.files.list(&inner.tmp())?.iter().any(is_hidden)
+    {
+        inner.files.sync_dir(&inner.root)?;
+    }
+    Ok(())
 }
 
 /// Deletes a `<id>-removing` whose remover is dead: a live one holds it locked. `Ok(false)` if it is alive.

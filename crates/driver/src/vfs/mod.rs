@@ -9,6 +9,8 @@
 //! 0600, new directories 0700. Symbolic links are not followed where nothing else is said.
 
 mod real;
+#[cfg(feature = "testing")]
+pub mod sim;
 
 use std::ffi::OsString;
 use std::fmt::Debug;

@@ -13,6 +13,7 @@ mod model;
 mod options;
 mod original;
 mod page;
+mod power;
 mod processes;
 mod sandboxes;
 mod sharing;
