@@ -9,6 +9,7 @@ mod forest;
 mod gnu;
 mod kernel;
 mod overlay;
+mod peers;
 mod sidecar;
 mod support;
 mod tars;
