@@ -75,6 +75,7 @@ pub use record::{
 };
 pub use store::{
     Access, Against, Applied, ApplyRequest, CacheEntry, Chain, Created, DiffSummary, FileGetter,
-    Finding, Input, LayerDisk, LayerFile, LayerFs, Metadata, OpenOptions, Placed, Recovery,
-    Reference, Removed, SandboxGuard, Staged, Store, StoreStatus, VerifyReport,
+    Finding, Input, LayerDisk, LayerFile, LayerFs, LayerSpace, Metadata, OpenOptions, Placed,
+    PutAside, Recovery, Reference, Removed, Repair, SandboxGuard, Space, Staged, Store,
+    StoreStatus, VerifyReport,
 };

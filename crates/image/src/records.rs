@@ -263,7 +263,77 @@ impl Images {
         self.drop_layers(&index, layers)
     }
 
-    fn drop_layers(&self, index: &Index, layers: &[LayerId]) -> Result<Vec<LayerId>, ImageError> {
+    /// The layers that came with images, and that no image, no container and no other layer needs any more: each after all
+    /// that stand on it. A process that died between placing layers and naming their image leaves such.
+    ///
+    /// Layers that were made otherwise, under ids of their own, are never among them.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`], [`ImageError::Store`].
+    pub fn unneeded(&self) -> Result<Vec<LayerId>, ImageError> {
+        let _lock = self.lock()?;
+        let index = self.index()?;
+        self.unneeded_layers(&index)
+    }
+
+    /// Deletes documents that no image has, and removes [unneeded](Self::unneeded) layers, but for those that are in use. Gives
+    /// the layers that are gone.
+    ///
+    /// # Errors
+    /// [`ImageError::Io`], [`ImageError::Store`].
+    pub fn prune(&self) -> Result<Vec<LayerId>, ImageError> {
+        let _lock = self.lock()?;
+        let index = self.index()?;
+        self.drop_documents(&index)?;
+        let mut gone = Vec::new();
+        for id in self.unneeded_layers(&index)? {
+            match self.store.remove(&id) {
+                Ok(lcow_driver::Removed::Removed) => gone.push(id),
+                Ok(lcow_driver::Removed::AlreadyGone)
+                | Err(DriverError::HasChildren { .. } | DriverError::InUse { .. }) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(gone)
+    }
+
+    fn unneeded_layers(&self, index: &Index) -> Result<Vec<LayerId>, ImageError> {
+        let Some(mut needed) = self.needed_layers(index) else {
+            return Ok(Vec::new());
+        };
+        let mut candidates = Vec::new();
+        for id in self.store.layers()? {
+            let metadata = match self.store.metadata(&id) {
+                Ok(metadata) => metadata,
+                Err(DriverError::NotFound { .. }) => continue,
+                // What it stands on can't be known, so nothing is given up.
+                Err(error) => {
+                    tracing::warn!(layer = %id, %error, "layers are kept for a damaged one");
+                    return Ok(Vec::new());
+                }
+            };
+            let own = metadata.applied.and_then(|a| a.chain_id);
+            if own.is_some_and(|chain_id| chain_id.hex() == id.as_str()) {
+                candidates.push((metadata.parents.len(), id, metadata.parents));
+            } else {
+                needed.extend(metadata.parents);
+            }
+        }
+        // Those that stand on many others come first: what a needed one stands on is needed.
+        candidates.sort_by(|a, b| b.cmp(a));
+        let mut unneeded = Vec::new();
+        for (_, id, parents) in candidates {
+            if needed.contains(&id) {
+                needed.extend(parents);
+            } else {
+                unneeded.push(id);
+            }
+        }
+        Ok(unneeded)
+    }
+
+    /// The layers of all images; `None` if that can't be known.
+    fn needed_layers(&self, index: &Index) -> Option<HashSet<LayerId>> {
         let mut needed = HashSet::new();
         for entry in &index.manifests {
             match self.image(entry) {
@@ -271,10 +341,17 @@ impl Images {
                 // What it needs can't be known, so nothing is given up.
                 Err(error) => {
                     tracing::warn!(manifest = %entry.digest, %error, "layers are kept for a damaged image");
-                    return Ok(Vec::new());
+                    return None;
                 }
             }
         }
+        Some(needed)
+    }
+
+    fn drop_layers(&self, index: &Index, layers: &[LayerId]) -> Result<Vec<LayerId>, ImageError> {
+        let Some(needed) = self.needed_layers(index) else {
+            return Ok(Vec::new());
+        };
         let mut gone = Vec::new();
         for id in layers.iter().rev() {
             if needed.contains(id) {

@@ -6,7 +6,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
 use crate::commands::{
-    check, commit, diff, disk, images, layer, load, ps, rm, rmi, run, save, status,
+    check, commit, df, diff, disk, images, layer, load, prune, ps, rm, rmi, run, save, status,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -83,6 +83,8 @@ pub(crate) enum Command {
     Diff(diff::Diff),
     Commit(commit::Commit),
     Check(check::Check),
+    Df(df::Df),
+    Prune(prune::Prune),
     /// Work with single layers
     #[command(subcommand)]
     Layer(layer::Layer),

@@ -5,10 +5,12 @@ mod chains;
 mod compare;
 mod disk_file;
 mod layers;
+mod quarantine;
 mod read;
 mod recover;
 mod sandbox;
 mod share;
+mod space;
 mod status;
 mod verify;
 
@@ -16,10 +18,12 @@ pub use apply::{Applied, ApplyRequest, Input, Placed, Staged};
 pub use compare::Chain;
 pub use disk_file::LayerDisk;
 pub use layers::{Created, Metadata, Reference, Removed};
+pub use quarantine::{PutAside, Repair};
 pub(crate) use read::layer_kind;
 pub use read::{Against, DiffSummary, FileGetter, LayerFile, LayerFs};
 pub use recover::Recovery;
 pub use sandbox::SandboxGuard;
+pub use space::{LayerSpace, Space};
 pub use status::{CacheEntry, StoreStatus};
 pub use verify::{Finding, VerifyReport};
 

@@ -13,7 +13,7 @@ use crate::files::{self, Files};
 use crate::lock::Locked;
 use crate::options::{MAX_SANDBOX_BYTES, MIN_SANDBOX_BYTES};
 use crate::record::{DiskFormat, Kind, LayerRecord, SandboxRecord};
-use crate::vfs::{LockMode, OpenMode};
+use crate::vfs::{Handle, LockMode, OpenMode};
 use crate::{DriverError, LayerId, SandboxOptions};
 
 /// The seed of directory hashes in blank sandboxes. It need not be secret: who can fill a directory with names that collide can
@@ -180,20 +180,43 @@ impl Store {
         }
     }
 
+    /// Deletes all cached blank sandboxes, and gives their names. They are made again when they are needed.
+    ///
+    /// # Errors
+    /// [`DriverError::Io`].
+    pub fn drop_cache(&self) -> Result<Vec<String>, DriverError> {
+        self.writable()?;
+        let directory = self.0.root.join("cache");
+        let mut names = Vec::new();
+        for entry in self.0.files.list(&directory)? {
+            if entry.kind == crate::vfs::FileKind::File {
+                self.0.files.unlink(&directory.join(&entry.name))?;
+                names.push(entry.name.to_string_lossy().into_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
     /// The cached blank sandbox of a format and size, made now if it is missing.
-    fn blank(&self, format: DiskFormat, size: u64, journal: bool) -> Result<PathBuf, DriverError> {
+    fn blank(&self, format: DiskFormat, size: u64, journal: bool) -> Result<Handle, DriverError> {
         let plain = if journal { "" } else { "-nojournal" };
         let path = self
             .0
             .root
             .join("cache")
             .join(format!("sandbox-{size}{plain}.{}", format.as_str()));
-        if is_blank(&self.0.files, &path, format, size)? {
-            return Ok(path);
+        // Opened here: whoever drops the cache meanwhile takes nothing from who has it open.
+        let there = || match is_blank(&self.0.files, &path, format, size)? {
+            true => self.0.files.open_if_there(&path),
+            false => Ok(None),
+        };
+        if let Some(blank) = there()? {
+            return Ok(blank);
         }
         let _one = self.0.blanks.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_blank(&self.0.files, &path, format, size)? {
-            return Ok(path);
+        if let Some(blank) = there()? {
+            return Ok(blank);
         }
         let temp = self.temp_dir("blank")?;
         let half = temp.path().join("blank");
@@ -206,11 +229,12 @@ impl Store {
             label: "",
             root_dirs: &[("upper", directory()), ("work", directory())],
         };
-        make_blank(&half, &self.0.files.create_new(&half)?, format, &options)?;
+        let blank = self.0.files.create_new(&half)?;
+        make_blank(&half, &blank, format, &options)?;
         // Two processes that make the same blank make the same bytes: the later one's takes the earlier one's place.
         self.0.files.rename(&half, &path)?;
         self.0.files.sync_dir(&self.0.root.join("cache"))?;
-        Ok(path)
+        Ok(blank)
     }
 }
 
@@ -247,16 +271,15 @@ impl Inner {
 /// Clones a blank into a new file and gives the clone its own identity.
 fn clone_blank(
     files: &Files,
-    blank: &Path,
+    from: &Handle,
     path: &Path,
     format: DiskFormat,
     size: u64,
     uuid: [u8; 16],
 ) -> Result<(), DriverError> {
-    let from = files.open(blank, OpenMode::Read)?;
     let to = files.create_new(path)?;
     let how = to
-        .become_clone_of(&*from)
+        .become_clone_of(&**from)
         .map_err(DriverError::io("cloning to", path))?;
     tracing::debug!(path = %path.display(), ?how, "cloned a blank sandbox");
     disk_file::identify(path, &to, format, size, uuid)

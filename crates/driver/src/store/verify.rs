@@ -15,11 +15,14 @@ use crate::{Disk, DriverError, LayerId};
 /// Something wrong with a layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at: `chain`, `record`, `footer`, `structure` (of a VHDX), `verity`, `file system` or `digest`.
+    /// What was looked at: `chain`, `parents` (they are there), `record`, `footer`, `structure` (of a VHDX), `verity`, `file system` or `digest`.
     pub check: &'static str,
     /// What is wrong.
     pub problem: String,
 }
+
+/// The check that other layers fail.
+const PARENTS: &str = "parents";
 
 /// What checking a layer found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -37,6 +40,12 @@ impl VerifyReport {
     #[must_use]
     pub fn is_good(&self) -> bool {
         self.findings.is_empty()
+    }
+
+    /// Whether the layer itself is damaged, and not only what it stands on.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.findings.iter().any(|f| f.check != PARENTS)
     }
 
     fn note<T>(&mut self, check: &'static str, result: Result<T, DriverError>) -> Option<T> {
@@ -70,7 +79,11 @@ impl Store {
             findings: Vec::new(),
         };
         let parents = self.check_chain(id);
-        report.note("chain", parents);
+        let name = match parents {
+            Err(DriverError::NoParent { .. }) => PARENTS,
+            _ => "chain",
+        };
+        report.note(name, parents);
         let record = self.0.record(id);
         let record = report.note("record", record).flatten();
         let Some((kind, _)) = report.note("kind", self.0.kind(id)) else {

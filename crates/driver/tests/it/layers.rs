@@ -295,5 +295,5 @@ fn verify_finds_damage_and_calls_a_good_layer_good() {
     // No parent.
     fs::remove_dir_all(store.root().join("good")).unwrap();
     let report = store.verify(&id("bad"), &cancel).unwrap();
-    assert_eq!(report.findings[0].check, "chain", "{report:?}");
+    assert_eq!(report.findings[0].check, "parents", "{report:?}");
 }

@@ -15,6 +15,7 @@ mod original;
 mod page;
 mod power;
 mod processes;
+mod quarantine;
 mod sandboxes;
 mod sharing;
 mod verity;

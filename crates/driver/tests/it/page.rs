@@ -75,6 +75,9 @@ fn the_page_names_what_is_there_and_nothing_else() {
             .unwrap();
     }
 
+    store.create(&id("aside"), None).unwrap();
+    store.quarantine(&id("aside")).unwrap();
+
     let page = column(paths);
     let (inside, root): (BTreeSet<_>, BTreeSet<_>) = page
         .iter()

@@ -243,7 +243,7 @@ fn spec_create_read_write_makes_vhdx_sandboxes_that_qemu_takes() {
         );
     }
     // One blank a size; and of the clones each is its own file system in its own disk.
-    assert_eq!(fs::read_dir(store.root().join("cache")).unwrap().count(), 2);
+    assert_eq!(store.status().unwrap().cache.len(), 2);
     let infos = ["a", "b"].map(|name| {
         let path = store.root().join(name).join("sandbox.vhdx");
         let uuid = store.open_layer(&id(name)).unwrap().unwrap().info().uuid;

@@ -2,11 +2,13 @@
 
 pub(crate) mod check;
 pub(crate) mod commit;
+pub(crate) mod df;
 pub(crate) mod diff;
 pub(crate) mod disk;
 pub(crate) mod images;
 pub(crate) mod layer;
 pub(crate) mod load;
+pub(crate) mod prune;
 pub(crate) mod ps;
 pub(crate) mod rm;
 pub(crate) mod rmi;
@@ -35,6 +37,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Diff(command) => command.run(&context)?,
         Command::Commit(command) => command.run(&context)?,
         Command::Check(command) => command.run(&context)?,
+        Command::Df(command) => command.run(&context)?,
+        Command::Prune(command) => command.run(&context)?,
         Command::Layer(command) => command.run(&context)?,
         Command::Disk(command) => command.run(&context)?,
         Command::Status(command) => command.run(&context)?,

@@ -8,4 +8,5 @@ mod images;
 mod interrupts;
 mod layers;
 mod run;
+mod space;
 mod support;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use lcow_driver::{ErrorKind, LayerId, Store};
+use lcow_driver::{ErrorKind, LayerId, Store, VerifyReport};
 
 use super::ls::{Names, kind, line};
 use super::{find, short};
@@ -132,6 +132,22 @@ impl Verify {
     }
 }
 
+/// Prints what was found, for people.
+pub(crate) fn print(report: &VerifyReport, context: &Context) -> Result<()> {
+    let verdict = match (report.is_good(), report.is_damaged()) {
+        (true, _) => "ok",
+        (false, true) => "damaged",
+        (false, false) => "incomplete",
+    };
+    if !context.quiet || !report.is_good() {
+        output::line(format_args!("{}  {verdict}", short(report.id.as_str())))?;
+    }
+    for finding in &report.findings {
+        output::line(format_args!("  {}: {}", finding.check, finding.problem))?;
+    }
+    Ok(())
+}
+
 /// Checks layers and says what is wrong; `idle`: passes over those that are being written to.
 pub(crate) fn verify(store: &Store, ids: &[LayerId], context: &Context, idle: bool) -> Result<()> {
     let mut reports = Vec::new();
@@ -146,13 +162,7 @@ pub(crate) fn verify(store: &Store, ids: &[LayerId], context: &Context, idle: bo
             report => report?,
         };
         if !context.json {
-            let verdict = if report.is_good() { "ok" } else { "damaged" };
-            if !context.quiet || !report.is_good() {
-                output::line(format_args!("{}  {verdict}", short(id.as_str())))?;
-            }
-            for finding in &report.findings {
-                output::line(format_args!("  {}: {}", finding.check, finding.problem))?;
-            }
+            print(&report, context)?;
         }
         reports.push(report);
     }

@@ -75,10 +75,10 @@ impl Ls {
 }
 
 /// Who uses which layer, by name.
-pub(super) struct Names(Vec<(String, String)>);
+pub(crate) struct Names(Vec<(String, String)>);
 
 impl Names {
-    pub(super) fn of(store: &Store) -> Result<Self> {
+    pub(crate) fn of(store: &Store) -> Result<Self> {
         let mut names = Vec::new();
         for image in Images::open(store)?.list()? {
             if let Some(top) = image.top() {
@@ -94,7 +94,7 @@ impl Names {
         Ok(Self(names))
     }
 
-    pub(super) fn all(&self, id: &str) -> Vec<String> {
+    pub(crate) fn all(&self, id: &str) -> Vec<String> {
         self.0
             .iter()
             .filter(|(layer, _)| layer == id)
@@ -122,7 +122,7 @@ pub(super) fn line(names: &Names, metadata: &Metadata) -> Line {
     }
 }
 
-pub(super) fn kind(kind: Kind) -> &'static str {
+pub(crate) fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Layer => "layer",
         Kind::Sandbox => "sandbox",

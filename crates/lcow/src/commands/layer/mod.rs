@@ -6,7 +6,8 @@ mod ls;
 mod read;
 mod tree;
 
-pub(crate) use inspect::verify;
+pub(crate) use inspect::{print, verify};
+pub(crate) use ls::{Names, kind};
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -92,7 +93,7 @@ fn find(store: &Store, query: &str) -> Result<LayerId> {
 }
 
 /// As much of an id as a person needs to see.
-fn short(id: &str) -> &str {
+pub(crate) fn short(id: &str) -> &str {
     match id.len() {
         64 => id.get(..12).unwrap_or(id),
         _ => id,
