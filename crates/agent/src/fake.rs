@@ -144,6 +144,18 @@ impl GuestOs for FakeOs {
         Ok(4096)
     }
 
+    fn freeze(&self, at: &Path) -> Result<(), RemoteError> {
+        self.state()
+            .history
+            .push(format!("freeze {}", at.display()));
+        Ok(())
+    }
+
+    fn thaw(&self, at: &Path) -> Result<(), RemoteError> {
+        self.state().history.push(format!("thaw {}", at.display()));
+        Ok(())
+    }
+
     fn kernel_log(&self, _: usize) -> Result<Vec<u8>, RemoteError> {
         Ok(b"6,0,0,-;fake kernel\n".to_vec())
     }

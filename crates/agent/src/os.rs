@@ -129,6 +129,16 @@ pub trait GuestOs: Send + Sync + 'static {
     /// # Errors
     /// The kernel's.
     fn trim(&self, at: &Path) -> Result<u64, RemoteError>;
+    /// Writes the file system at `at` out, and lets nothing change it: what would, waits.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn freeze(&self, at: &Path) -> Result<(), RemoteError>;
+    /// Takes the freeze back.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn thaw(&self, at: &Path) -> Result<(), RemoteError>;
     /// The end of the kernel's log, at most `limit` bytes.
     ///
     /// # Errors

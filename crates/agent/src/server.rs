@@ -3,6 +3,8 @@
 //! Who owns what: a disk is *mounting → mounted → unmounting*, a union likewise, and only a mounted one can be used; a union
 //! holds its disks, a process holds its union. Taking away what something else holds is refused, naming the holder.
 
+mod freeze;
+
 use crate::log;
 use crate::stream::{end_chunks, read_chunk, read_frame, write_chunk, write_frame};
 use crate::{Deadline, GuestOs, GuestProcess, UnionMount};
@@ -12,7 +14,7 @@ use lcow_protocol::{
     ProcessEvent, ProcessId, RemoteError, Reply, Request, Response, Statistics, Stdio, UnionId,
     UnionSpec, chunk,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -58,6 +60,8 @@ struct Tables {
     processes: BTreeMap<ProcessId, ProcessEntry>,
     /// Processes being started, per union: they hold it before they have an entry.
     starting: BTreeMap<UnionId, u32>,
+    /// Disks that nothing may change.
+    frozen: BTreeSet<DiskId>,
     next_process: u32,
     powering_off: bool,
 }
@@ -144,6 +148,7 @@ impl<O: GuestOs> Server<O> {
             Call::Exec(spec) => self.exec(stream, id, spec).await,
             Call::AttachStdio { process, stdio } => self.attach(stream, id, process, stdio).await,
             Call::FollowLog => follow_log(stream, id).await,
+            Call::Freeze { disk, limit_ms } => self.hold_frozen(stream, id, disk, limit_ms).await,
             call => {
                 let server = self.clone();
                 let result = tokio::task::spawn_blocking(move || server.call(call, deadline))
@@ -171,6 +176,7 @@ impl<O: GuestOs> Server<O> {
             }
             Call::Trim(disk) => {
                 self.require_disk("trim", disk, true)?;
+                self.require_thawed("trim", disk, &self.tables())?;
                 self.os.trim(&disk_path(disk)).map(Reply::Trimmed)
             }
             Call::KernelLog => self.os.kernel_log(KERNEL_LOG_LIMIT).map(Reply::Text),
@@ -219,6 +225,20 @@ impl<O: GuestOs> Server<O> {
             )),
             None => Err(refused(operation, format!("there is no disk {disk}"))),
         }
+    }
+
+    /// Whoever changed a frozen disk, or let go of it, would wait until it is thawed.
+    fn require_thawed(
+        &self,
+        operation: &str,
+        disk: DiskId,
+        tables: &Tables,
+    ) -> Result<(), RemoteError> {
+        if tables.frozen.contains(&disk) {
+            return Err(RemoteError::new(ErrorKind::Busy, operation)
+                .because(format!("disk {disk} is frozen")));
+        }
+        Ok(())
     }
 
     fn mount_disks(
@@ -294,6 +314,7 @@ impl<O: GuestOs> Server<O> {
                     }
                     Some(_) => {}
                 }
+                self.require_thawed("unmount disks", *disk, &tables)?;
                 if let Some((union, _)) = tables.unions.iter().find(|(_, u)| u.disks.contains(disk))
                 {
                     return Err(RemoteError::new(ErrorKind::Busy, "unmount disks")
@@ -369,6 +390,7 @@ impl<O: GuestOs> Server<O> {
                     }
                     None => return Err(refused(OPERATION, format!("there is no disk {disk}"))),
                 }
+                self.require_thawed(OPERATION, *disk, &tables)?;
             }
             if let Some(upper) = spec.upper
                 && let Some((other, _)) =
@@ -451,6 +473,7 @@ impl<O: GuestOs> Server<O> {
                 .map(|entry| entry.process.clone())
                 .collect()
         };
+        self.thaw_all();
         for process in running {
             process.kill();
         }

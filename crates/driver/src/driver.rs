@@ -1,5 +1,7 @@
 //! The graph driver: a store, and something that mounts its layers.
 
+mod live;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,6 +54,8 @@ struct Shared<M: Mounter> {
 struct Entry<M: Mounter> {
     id: LayerId,
     state: Mutex<State<M>>,
+    /// One copy at a time: a file system is frozen once.
+    copying: Mutex<()>,
 }
 
 struct State<M: Mounter> {
@@ -135,6 +139,7 @@ impl<M: Mounter> GraphDriver<M> {
                         sandbox: None,
                         gone: false,
                     }),
+                    copying: Mutex::default(),
                 })
             }));
             let mut state = lock(&entry.state);

@@ -234,7 +234,7 @@ pub enum DriverError {
     /// Mounting or unmounting failed.
     #[error("{operation} {id}")]
     Mount {
-        /// `mounting` or `unmounting`.
+        /// `mounting`, `unmounting`, `stopping`, `freezing` or `thawing`.
         operation: &'static str,
         /// The layer.
         id: LayerId,

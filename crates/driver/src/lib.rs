@@ -65,7 +65,7 @@ pub use isolate::Isolation;
 pub use lcow_layer::changes::{Change, ChangeKind};
 pub use lcow_layer::digest::Digest;
 pub use lock::{CommitGuard, Holder};
-pub use mounter::{Disk, MountError, MountRequest, Mounter};
+pub use mounter::{Disk, Frozen, MountError, MountRequest, Mounter};
 pub use options::{
     Accel, DEFAULT_TIMEOUT, MAX_SANDBOX_BYTES, MIN_SANDBOX_BYTES, MounterKind, Options,
     SandboxOptions, TIMEOUT_VARIABLE, parse_size,

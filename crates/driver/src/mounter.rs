@@ -35,6 +35,16 @@ pub trait Mounter: Send + Sync {
     /// The first failure, with the rest attached.
     fn unmount(&self, id: &LayerId, mounted: &Self::Mounted) -> Result<(), MountError>;
 
+    /// Writes the sandbox of what is mounted out, and lets nothing change it until that is taken back. The driver does so for
+    /// as long as it takes to copy the sandbox's file.
+    ///
+    /// # Errors
+    /// The mounter's own; nothing is frozen then.
+    fn freeze(&self, id: &LayerId, mounted: &Self::Mounted) -> Result<Box<dyn Frozen>, MountError> {
+        let _ = mounted;
+        Err(format!("the mounter {} can't freeze {id}", self.name()).into())
+    }
+
     /// Stops whatever uses the layer, by force, before it is removed. Not an error if nothing does.
     ///
     /// # Errors
@@ -51,6 +61,15 @@ pub trait Mounter: Send + Sync {
     fn recover(&self) -> Result<Vec<String>, MountError> {
         Ok(Vec::new())
     }
+}
+
+/// A sandbox that nothing changes. Dropping it takes the freeze back.
+pub trait Frozen: Send {
+    /// Takes the freeze back.
+    ///
+    /// # Errors
+    /// The sandbox may have been changed meanwhile: the mounter's own.
+    fn thaw(self: Box<Self>) -> Result<(), MountError>;
 }
 
 /// What is to be mounted: the disks of a chain and, for a sandbox, the writable one on top.

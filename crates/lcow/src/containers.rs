@@ -255,7 +255,10 @@ impl<'a> Containers<'a> {
 pub(crate) fn explain_in_use(container: &Container, error: DriverError) -> anyhow::Error {
     match error {
         DriverError::InUse { .. } if container.state().is_alive() => hinted(
-            format!("container {} is running", container.name),
+            format!(
+                "container {} is running, and only the process that runs it reaches its utility VM",
+                container.name
+            ),
             "wait until it ends, or stop it with `lcow rm --force`",
         ),
         e => e.into(),

@@ -1,7 +1,7 @@
 //! The first 32 bytes each way, before anything is multiplexed.
 
 /// Version of everything in this crate. Both ends come from one build, so any difference is an error, not a negotiation.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of a nonce.
 pub const NONCE_LEN: usize = 16;
 /// Bytes of an encoded [`Hello`].

@@ -47,9 +47,9 @@ pub use frame::{
 };
 pub use handshake::{HELLO_LEN, HandshakeError, Hello, NONCE_LEN, Role, VERSION};
 pub use message::{
-    AgentInfo, Call, DiskId, DiskMount, ExecSpec, ExitStatus, Identity, Lower, ProcessControl,
-    ProcessEvent, ProcessId, Reply, Request, RequestId, Response, ScsiAddress, Statistics, Stdio,
-    UnionId, UnionSpec,
+    AgentInfo, Call, DiskId, DiskMount, ExecSpec, ExitStatus, Identity, Lower, MAX_FREEZE_MS,
+    ProcessControl, ProcessEvent, ProcessId, Reply, Request, RequestId, Response, ScsiAddress,
+    Statistics, Stdio, UnionId, UnionSpec,
 };
 
 /// Name of the virtio-serial port the agent opens: `/dev/virtio-ports/<name>`, or found through

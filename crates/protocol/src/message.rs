@@ -101,7 +101,20 @@ pub enum Call {
     /// End every process, take every union apart, unmount every disk, sync. [`Reply::Done`], after which the machine may be
     /// stopped at any time; the agent powers it off by itself when the connection ends.
     PowerOff,
+    /// Write everything to a writable disk and let nothing more change it. [`Reply::Done`] once that is so. The disk stays
+    /// frozen until the host ends its side of the stream, or the stream goes with the connection, or the limit has passed;
+    /// then a second [`Response`] tells whether it was frozen all the time: [`Reply::Done`], or
+    /// [`ErrorKind::TimedOut`](crate::ErrorKind::TimedOut).
+    Freeze {
+        /// Which.
+        disk: DiskId,
+        /// Milliseconds after which the disk is thawed whatever the host does, 1 to [`MAX_FREEZE_MS`].
+        limit_ms: u32,
+    },
 }
+
+/// Milliseconds that a disk may be frozen at most: a minute.
+pub const MAX_FREEZE_MS: u32 = 60_000;
 
 /// What is answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

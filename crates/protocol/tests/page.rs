@@ -2,8 +2,8 @@
 
 use lcow_protocol::{
     Call, DiskId, ErrorKind, ExitStatus, FrameDecoder, FrameError, HEADER_LEN, HELLO_LEN,
-    HandshakeError, Hello, MAX_FRAME, MAX_STREAMS, NONCE_LEN, RemoteError, Reply, Request,
-    RequestId, Response, Role, VERSION, chunk, encode_frame, frame_len,
+    HandshakeError, Hello, MAX_FRAME, MAX_FREEZE_MS, MAX_STREAMS, NONCE_LEN, RemoteError, Reply,
+    Request, RequestId, Response, Role, VERSION, chunk, encode_frame, frame_len,
 };
 use proptest::prelude::*;
 
@@ -20,6 +20,7 @@ fn the_page_has_the_constants_of_the_code() {
         ("CHUNK_HEADER", chunk::CHUNK_HEADER),
         ("MAX_CHUNK", chunk::MAX_CHUNK),
         ("MAX_STREAMS", MAX_STREAMS),
+        ("MAX_FREEZE_MS", MAX_FREEZE_MS as usize),
     ];
     for (name, value) in constants {
         assert!(
@@ -55,6 +56,10 @@ fn the_page_lists_the_calls_in_the_order_of_their_numbers() {
         },
         Call::FollowLog,
         Call::PowerOff,
+        Call::Freeze {
+            disk: DiskId(0),
+            limit_ms: 1,
+        },
     ];
     for call in samples {
         let debug = format!("{call:?}");
@@ -69,7 +74,7 @@ fn the_page_lists_the_calls_in_the_order_of_their_numbers() {
         let number = usize::from(frame[HEADER_LEN + 2]);
         assert_eq!(calls.get(number), Some(&name), "call {number}");
     }
-    assert_eq!(calls.len(), 14);
+    assert_eq!(calls.len(), 15);
 }
 
 #[test]

@@ -44,6 +44,7 @@ mod config;
 mod diagnostics;
 mod disks;
 mod error;
+mod freeze;
 mod machine;
 mod mounter;
 mod process;
@@ -53,6 +54,7 @@ pub mod vmm;
 pub use config::{Accel, DEFAULT_MEMORY_MIB, DEFAULT_TIMEOUT, MachineConfig};
 pub use disks::{DiskFormat, DiskSpec};
 pub use error::UvmError;
+pub use freeze::Frozen;
 pub use lcow_protocol::{
     AgentInfo, DiskId, ErrorKind, ExitStatus, Lower, ProcessId, RemoteError, Statistics, UnionId,
 };

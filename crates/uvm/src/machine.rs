@@ -4,6 +4,7 @@ use crate::accel::{self, PROBE, Plan, Verdict};
 use crate::boot::{self, BootFiles};
 use crate::diagnostics::write_bundle;
 use crate::disks::{DiskSpec, Written};
+use crate::freeze::Frozen;
 use crate::process::{Process, ProcessSpec};
 use crate::session::{Failure, Session};
 use crate::vmm::{Accelerator, LaunchPlan, Qemu, VirtualMachine, Vmm};
@@ -280,6 +281,15 @@ impl Machine {
         self.inner.done("sync", Call::Sync)
     }
 
+    /// Writes a writable disk out and lets nothing change it until it is thawed, at most for `limit` (a minute is the most):
+    /// what would change it waits. Its file then holds a whole file system that nobody writes to.
+    ///
+    /// # Errors
+    /// The agent's: Busy if it is frozen already.
+    pub fn freeze(&self, disk: DiskId, limit: Duration) -> Result<Frozen, UvmError> {
+        Frozen::new(&self.inner, disk, limit)
+    }
+
     /// Gives a writable disk's free blocks back to its file; how many bytes.
     ///
     /// # Errors
@@ -414,6 +424,10 @@ impl Inner {
 
     pub(crate) fn ended(&self) -> Option<String> {
         self.vm.ended()
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.config.timeout
     }
 
     pub(crate) fn with_session<T>(&self, body: impl FnOnce(&Session) -> T) -> Option<T> {

@@ -2,11 +2,21 @@
 //!
 //! What a layer holds is looked at by nobody but the machine that was started for it, so that a hostile one reaches no other.
 
-use crate::{DiskId, DiskSpec, Lower, Machine, MachineConfig, UnionId, UvmError};
+use crate::{DiskId, DiskSpec, Frozen, Lower, Machine, MachineConfig, UnionId, UvmError};
 use lcow_driver::{Disk, LayerId, MountError, MountRequest, Mounter};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+/// How long a sandbox may be frozen while its file is copied. Whatever writes to it waits meanwhile.
+const FREEZE_LIMIT: Duration = Duration::from_secs(60);
+
+impl lcow_driver::Frozen for Frozen {
+    fn thaw(self: Box<Self>) -> Result<(), MountError> {
+        Ok((*self).thaw()?)
+    }
+}
 
 /// The [`Mounter`] that starts utility VMs.
 #[derive(Debug)]
@@ -65,6 +75,7 @@ impl UtilityVms {
             machine,
             root,
             disks,
+            upper,
         })
     }
 }
@@ -80,6 +91,7 @@ pub struct MountedLayer {
     machine: Arc<Machine>,
     root: UnionId,
     disks: Vec<DiskId>,
+    upper: Option<DiskId>,
 }
 
 impl MountedLayer {
@@ -93,6 +105,12 @@ impl MountedLayer {
     #[must_use]
     pub fn root(&self) -> UnionId {
         self.root
+    }
+
+    /// The sandbox's disk, if it is one.
+    #[must_use]
+    pub fn upper(&self) -> Option<DiskId> {
+        self.upper
     }
 }
 
@@ -140,6 +158,17 @@ impl Mounter for UtilityVms {
             tracing::warn!("ending the utility VM of {id}: {also}");
         }
         first.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    fn freeze(
+        &self,
+        id: &LayerId,
+        mounted: &MountedLayer,
+    ) -> Result<Box<dyn lcow_driver::Frozen>, MountError> {
+        let upper = mounted
+            .upper
+            .ok_or_else(|| format!("{id} is mounted read-only"))?;
+        Ok(Box::new(mounted.machine.freeze(upper, FREEZE_LIMIT)?))
     }
 
     fn force_stop(&self, id: &LayerId) -> Result<(), MountError> {

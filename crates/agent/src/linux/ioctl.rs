@@ -1,4 +1,4 @@
-//! The two ioctls that have no safe wrapper. All of the agent's `unsafe` outside of process start is here.
+//! The ioctls that have no safe wrapper. All of the agent's `unsafe` outside of process start is here.
 #![allow(unsafe_code)]
 
 use rustix::fd::{AsFd, AsRawFd};
@@ -26,6 +26,32 @@ pub(super) fn trim(dir: impl AsFd) -> Result<u64, Errno> {
     let result = unsafe { libc::ioctl(dir.as_fd().as_raw_fd(), FITRIM as _, &raw mut range) };
     if result == 0 {
         Ok(range.len)
+    } else {
+        Err(last_errno())
+    }
+}
+
+/// `FIFREEZE`, `_IOWR('X', 119, int)` of `linux/fs.h`.
+const FIFREEZE: libc::c_ulong = 0xc004_5877;
+/// `FITHAW`, `_IOWR('X', 120, int)`.
+const FITHAW: libc::c_ulong = 0xc004_5878;
+
+/// Writes the file system that `dir` is on out, and lets nothing change it.
+pub(super) fn freeze(dir: impl AsFd) -> Result<(), Errno> {
+    level(dir, FIFREEZE)
+}
+
+/// Takes a freeze back.
+pub(super) fn thaw(dir: impl AsFd) -> Result<(), Errno> {
+    level(dir, FITHAW)
+}
+
+fn level(dir: impl AsFd, request: libc::c_ulong) -> Result<(), Errno> {
+    // SAFETY: the kernel reads nothing behind the argument of these two (`ioctl_fsfreeze` takes none, whatever the number
+    // says); the descriptor is open.
+    let result = unsafe { libc::ioctl(dir.as_fd().as_raw_fd(), request as _, 0) };
+    if result == 0 {
+        Ok(())
     } else {
         Err(last_errno())
     }

@@ -41,6 +41,15 @@ pub(crate) fn failed_io(
     }
 }
 
+fn directory(at: &Path) -> Result<rustix::fd::OwnedFd, RemoteError> {
+    rustix::fs::open(
+        at,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(failed("open", at))
+}
+
 /// Linux, as PID 1 of a utility VM.
 pub struct Linux {
     boot_ns: u64,
@@ -108,13 +117,15 @@ impl GuestOs for Linux {
     }
 
     fn trim(&self, at: &Path) -> Result<u64, RemoteError> {
-        let dir = rustix::fs::open(
-            at,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(failed("open", at))?;
-        ioctl::trim(&dir).map_err(failed("trim", at))
+        ioctl::trim(&directory(at)?).map_err(failed("trim", at))
+    }
+
+    fn freeze(&self, at: &Path) -> Result<(), RemoteError> {
+        ioctl::freeze(&directory(at)?).map_err(failed("freeze", at))
+    }
+
+    fn thaw(&self, at: &Path) -> Result<(), RemoteError> {
+        ioctl::thaw(&directory(at)?).map_err(failed("thaw", at))
     }
 
     fn kernel_log(&self, limit: usize) -> Result<Vec<u8>, RemoteError> {

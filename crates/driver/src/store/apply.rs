@@ -8,6 +8,7 @@ use lcow_layer::digest::{Digest, chain_id};
 use serde::Serialize;
 
 use super::layers::HalfLayer;
+use super::snapshot::Snapshot;
 use super::{Inner, Store};
 use crate::cancel::Cancel;
 use crate::isolate;
@@ -230,10 +231,20 @@ impl Store {
         new: &LayerId,
         cancel: &Cancel,
     ) -> Result<Applied, DriverError> {
+        self.commit_with(&[], id, new, cancel)
+    }
+
+    pub(crate) fn commit_with(
+        &self,
+        copies: &[Snapshot],
+        id: &LayerId,
+        new: &LayerId,
+        cancel: &Cancel,
+    ) -> Result<Applied, DriverError> {
         if self.exists(new)? {
             return Err(DriverError::AlreadyExists { id: new.clone() });
         }
-        let staged = self.stage_commit(id, cancel)?;
+        let staged = self.stage_commit_with(copies, id, cancel)?;
         let applied = staged.applied().clone();
         match staged.place(new)? {
             Placed::Created => Ok(applied),
@@ -246,6 +257,15 @@ impl Store {
     /// # Errors
     /// As [`Store::commit`].
     pub fn stage_commit(&self, id: &LayerId, cancel: &Cancel) -> Result<Staged, DriverError> {
+        self.stage_commit_with(&[], id, cancel)
+    }
+
+    pub(crate) fn stage_commit_with(
+        &self,
+        copies: &[Snapshot],
+        id: &LayerId,
+        cancel: &Cancel,
+    ) -> Result<Staged, DriverError> {
         let (kind, _) = self.0.kind(id)?;
         if kind != Kind::Sandbox {
             return Err(DriverError::WrongKind {
@@ -261,7 +281,7 @@ impl Store {
         std::thread::scope(|scope| {
             let diff = scope.spawn(move || {
                 let mut writer = writer;
-                self.diff(id, &super::Against::Parent, &mut writer, cancel)
+                self.diff_with(copies, id, &super::Against::Parent, &mut writer, cancel)
             });
             let staged = self.stage(
                 chain.first(),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use lcow_layer::changes::{Change, changes, diff_size};
 use lcow_layer::diff::diff;
@@ -13,6 +14,7 @@ use lcow_layer::union::Union;
 use super::Store;
 use super::disk_file::LayerDisk;
 use super::read::{Against, DiffSummary, OpenLayer, layer_error, layer_kind};
+use super::snapshot::Snapshot;
 use crate::{DriverError, LayerId};
 
 /// A layer seen together with its parents, as a container would see it. None of them can be removed, and no sandbox among
@@ -55,9 +57,18 @@ impl Chain {
 
 /// Layers that were opened, each once: what two unions share is known to be the same by that.
 #[derive(Default)]
-struct Opened(HashMap<LayerId, Option<OpenLayer>>);
+struct Opened(HashMap<LayerId, Option<Arc<OpenLayer>>>);
 
 impl Opened {
+    /// With copies to be read in place of the sandboxes they were made of.
+    fn with(copies: &[Snapshot]) -> Self {
+        let open = copies.iter().map(|copy| {
+            let open = Arc::clone(copy.layer());
+            (open.disk.id.clone(), Some(open))
+        });
+        Self(open.collect())
+    }
+
     fn union(
         &mut self,
         store: &Store,
@@ -67,7 +78,8 @@ impl Opened {
         let mut trees = Vec::new();
         for layer in std::iter::once(id).chain(chain.iter()) {
             if !self.0.contains_key(layer) {
-                self.0.insert(layer.clone(), store.open_one(layer)?);
+                self.0
+                    .insert(layer.clone(), store.open_one(layer)?.map(Arc::new));
             }
             if let Some(Some(open)) = self.0.get(layer) {
                 trees.extend(open.subtree()?);
@@ -139,7 +151,16 @@ impl Store {
     /// # Errors
     /// As [`Store::open_chain`].
     pub fn changes(&self, id: &LayerId, against: &Against) -> Result<Vec<Change>, DriverError> {
-        let mut open = Opened::default();
+        self.changes_with(&[], id, against)
+    }
+
+    pub(crate) fn changes_with(
+        &self,
+        copies: &[Snapshot],
+        id: &LayerId,
+        against: &Against,
+    ) -> Result<Vec<Change>, DriverError> {
+        let mut open = Opened::with(copies);
         let Some((after, before)) = open.pair(self, id, against)? else {
             return Ok(Vec::new());
         };
@@ -153,7 +174,16 @@ impl Store {
     /// # Errors
     /// As [`Store::open_chain`].
     pub fn diff_size(&self, id: &LayerId, against: &Against) -> Result<u64, DriverError> {
-        let mut open = Opened::default();
+        self.diff_size_with(&[], id, against)
+    }
+
+    pub(crate) fn diff_size_with(
+        &self,
+        copies: &[Snapshot],
+        id: &LayerId,
+        against: &Against,
+    ) -> Result<u64, DriverError> {
+        let mut open = Opened::with(copies);
         let Some((after, before)) = open.pair(self, id, against)? else {
             return Ok(0);
         };
@@ -162,11 +192,12 @@ impl Store {
 
     pub(super) fn diff_computed(
         &self,
+        copies: &[Snapshot],
         id: &LayerId,
         against: &Against,
         out: &mut impl Write,
     ) -> Result<DiffSummary, DriverError> {
-        let mut open = Opened::default();
+        let mut open = Opened::with(copies);
         let mut out = Hashing {
             out,
             hasher: Hasher::new(),

@@ -15,6 +15,7 @@ use super::Store;
 use super::disk_file::LayerDisk;
 use super::layers::Reference;
 use super::sandbox::QuietSandbox;
+use super::snapshot::Snapshot;
 use crate::cancel::{Cancel, Stoppable};
 use crate::record::Kind;
 use crate::vfs::{OpenMode, Sequential};
@@ -54,6 +55,14 @@ pub(super) struct OpenLayer {
     _quiet: Option<QuietSandbox>,
 }
 
+impl std::fmt::Debug for OpenLayer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenLayer")
+            .field("disk", &self.disk)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Store {
     /// Writes a tar of a layer's changes against another. The own diff of a read-only layer comes back byte for byte as it
     /// was applied; everything else in the canonical form of the layer format.
@@ -68,11 +77,22 @@ impl Store {
         out: &mut dyn Write,
         cancel: &Cancel,
     ) -> Result<DiffSummary, DriverError> {
+        self.diff_with(&[], id, against, out, cancel)
+    }
+
+    pub(crate) fn diff_with(
+        &self,
+        copies: &[Snapshot],
+        id: &LayerId,
+        against: &Against,
+        out: &mut dyn Write,
+        cancel: &Cancel,
+    ) -> Result<DiffSummary, DriverError> {
         let mut out = Stoppable::new(out, cancel);
         let result = if self.is_own_diff(id, against)? {
             self.diff_exact(id, &mut out)
         } else {
-            self.diff_computed(id, against, &mut out)
+            self.diff_computed(copies, id, against, &mut out)
         };
         cancel.check()?;
         result
@@ -137,14 +157,22 @@ impl Store {
             Kind::Sandbox => Some(self.quiet_sandbox(id)?),
             _ => None,
         };
-        let fs =
-            Filesystem::open(self.open_disk(&disk)?).map_err(|e| read_error("reading", id, e))?;
-        Ok(Some(OpenLayer {
+        self.open_file_system(disk, reference, quiet).map(Some)
+    }
+
+    pub(super) fn open_file_system(
+        &self,
+        disk: Disk,
+        reference: Reference,
+        quiet: Option<QuietSandbox>,
+    ) -> Result<OpenLayer, DriverError> {
+        let fs = Filesystem::open(self.open_disk(&disk)?);
+        Ok(OpenLayer {
+            fs: Arc::new(fs.map_err(|e| read_error("reading", &disk.id, e))?),
             disk,
-            fs: Arc::new(fs),
             _reference: reference,
             _quiet: quiet,
-        }))
+        })
     }
 
     pub(super) fn open_disk(&self, disk: &Disk) -> Result<LayerDisk, DriverError> {
@@ -162,11 +190,7 @@ impl Store {
             is: Kind::Empty.describe(),
             needs: "one with contents",
         })?;
-        let tree = open.subtree()?;
-        Ok(FileGetter {
-            layer: Arc::new(open),
-            tree,
-        })
+        FileGetter::new(Arc::new(open), None)
     }
 }
 
@@ -196,6 +220,8 @@ impl OpenLayer {
 pub struct FileGetter {
     layer: Arc<OpenLayer>,
     tree: Option<Subtree<LayerDisk>>,
+    /// What is read, if it is a copy.
+    copy: Option<Arc<Snapshot>>,
 }
 
 impl std::fmt::Debug for FileGetter {
@@ -207,6 +233,17 @@ impl std::fmt::Debug for FileGetter {
 }
 
 impl FileGetter {
+    pub(super) fn new(
+        layer: Arc<OpenLayer>,
+        copy: Option<Arc<Snapshot>>,
+    ) -> Result<Self, DriverError> {
+        Ok(Self {
+            tree: layer.subtree()?,
+            layer,
+            copy,
+        })
+    }
+
     /// The layer's tree, as stored: whiteouts are devices. `None` for a sandbox that nothing was ever written to.
     #[must_use]
     pub fn tree(&self) -> Option<&Subtree<LayerDisk>> {
@@ -248,6 +285,7 @@ impl FileGetter {
             map,
             size,
             at: 0,
+            _copy: self.copy.clone(),
         })
     }
 }
@@ -258,6 +296,7 @@ pub struct LayerFile {
     map: FileMap,
     size: u64,
     at: u64,
+    _copy: Option<Arc<Snapshot>>,
 }
 
 impl std::fmt::Debug for LayerFile {

@@ -1,10 +1,13 @@
 //! get and put, against a mounter that mounts nothing.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lcow_driver::{ErrorKind, GraphDriver, LayerId, MountError, MountRequest, Mounter, Removed};
+use lcow_driver::{
+    Against, Cancel, ErrorKind, Frozen, GraphDriver, LayerId, MountError, MountRequest, Mounter,
+    Removed,
+};
 
 use crate::common::{Root, id, import, kind, root, small_sandbox, tar};
 
@@ -15,6 +18,26 @@ struct Fake {
     fail_mount: AtomicBool,
     fail_unmount: AtomicBool,
     slow: AtomicBool,
+    frozen: Arc<AtomicBool>,
+    fail_freeze: AtomicBool,
+    fail_thaw: AtomicBool,
+}
+
+struct Ice(Arc<AtomicBool>, bool);
+
+impl Frozen for Ice {
+    fn thaw(self: Box<Self>) -> Result<(), MountError> {
+        if self.1 {
+            return Err("it was thawed long ago".into());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Ice {
+    fn drop(&mut self) {
+        assert!(self.0.swap(false, Ordering::SeqCst), "thawed twice");
+    }
 }
 
 impl Fake {
@@ -55,6 +78,17 @@ impl Mounter for Fake {
             "mounted twice at the same time"
         );
         Ok(format!("/{}", request.id))
+    }
+
+    fn freeze(&self, id: &LayerId, mounted: &String) -> Result<Box<dyn Frozen>, MountError> {
+        assert_eq!(*mounted, format!("/{id}"));
+        self.note(format!("freeze {id}"));
+        if self.fail_freeze.load(Ordering::Relaxed) {
+            return Err("too warm".into());
+        }
+        assert!(!self.frozen.swap(true, Ordering::SeqCst), "frozen twice");
+        let fails = self.fail_thaw.load(Ordering::Relaxed);
+        Ok(Box::new(Ice(Arc::clone(&self.frozen), fails)))
     }
 
     fn unmount(&self, id: &LayerId, mounted: &String) -> Result<(), MountError> {
@@ -201,4 +235,89 @@ fn status_and_cleanup_of_the_driver() {
     let cleanup = driver.cleanup().unwrap();
     assert!(cleanup.store.is_empty() && cleanup.reaped.is_empty() && cleanup.failed.is_none());
     driver.put(handle).unwrap();
+}
+
+#[test]
+fn spec_diff_reads_a_sandbox_in_use_from_a_copy_that_is_made_while_it_is_frozen() {
+    let (root, driver) = driver();
+    let files = |what: &str| {
+        driver
+            .mounter()
+            .take_log()
+            .iter()
+            .filter(|l| l.starts_with(what))
+            .count()
+    };
+    let temporary = || std::fs::read_dir(root.root().join("tmp")).unwrap().count();
+    // Not mounted here: read as it is.
+    assert_eq!(driver.changes(&id("box"), &Against::Parent).unwrap(), []);
+    assert_eq!(files("freeze"), 0);
+
+    let handle = driver.get(&id("box"), None).unwrap();
+    handle.mounted().unwrap();
+    let in_use = driver.store().changes(&id("box"), &Against::Parent);
+    assert_eq!(kind(in_use), ErrorKind::InUse);
+    let before = temporary();
+    let cancel = Cancel::new();
+    assert_eq!(driver.changes(&id("box"), &Against::Parent).unwrap(), []);
+    assert_eq!(driver.diff_size(&id("box"), &Against::Parent).unwrap(), 0);
+    let mut tar = Vec::new();
+    driver
+        .diff(&id("box"), &Against::Parent, &mut tar, &cancel)
+        .unwrap();
+    let applied = driver.commit(&id("box"), &id("new"), &cancel).unwrap();
+    assert_eq!(applied.record.diff_id, lcow_layer::digest::Digest::of(&tar));
+    let staged = driver.stage_commit(&id("box"), &cancel).unwrap();
+    assert_eq!(staged.applied().record.diff_id, applied.record.diff_id);
+    drop(staged);
+    // The other side of a comparison may be in use too.
+    assert_eq!(
+        driver
+            .changes(&id("new"), &Against::Layer(id("box")))
+            .unwrap(),
+        []
+    );
+    let getter = driver.diff_getter(&id("box")).unwrap();
+    assert_eq!(kind(getter.open(b"f")), ErrorKind::NotFound);
+    assert_eq!(files("freeze"), 7);
+    drop(getter);
+    assert_eq!(temporary(), before, "no copy stays");
+    // What can't be vouched for is an error, and nothing is left.
+    driver.mounter().fail_freeze.store(true, Ordering::Relaxed);
+    let error = driver.changes(&id("box"), &Against::Parent).unwrap_err();
+    assert_eq!(
+        (error.kind(), error.to_string()),
+        (ErrorKind::Mount, "freezing box".into())
+    );
+    driver.mounter().fail_freeze.store(false, Ordering::Relaxed);
+    driver.mounter().fail_thaw.store(true, Ordering::Relaxed);
+    let error = driver
+        .commit(&id("box"), &id("other"), &cancel)
+        .unwrap_err();
+    assert_eq!(
+        (error.kind(), error.to_string()),
+        (ErrorKind::Mount, "thawing box".into())
+    );
+    driver.mounter().fail_thaw.store(false, Ordering::Relaxed);
+    assert!(!driver.store().exists(&id("other")).unwrap());
+    assert_eq!(temporary(), before);
+
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            let driver = driver.clone();
+            scope.spawn(move || driver.changes(&id("box"), &Against::Parent).unwrap());
+        }
+    });
+    driver.put(handle).unwrap();
+    assert_eq!(driver.references(), []);
+    driver.mounter().take_log();
+    // Of a layer that can't be written to nothing is frozen.
+    let top = driver.get(&id("top"), None).unwrap();
+    top.mounted().unwrap();
+    assert_eq!(
+        driver.changes(&id("top"), &Against::Parent).unwrap().len(),
+        1
+    );
+    driver.put(top).unwrap();
+    assert_eq!(files("freeze"), 0);
 }

@@ -219,3 +219,99 @@ fn spec_disks_vhdx_sandboxes_go_through_the_monitors_own_driver() {
         .unwrap();
     assert_eq!(changes(&driver, "new"), above);
 }
+
+#[test]
+fn spec_diff_of_a_running_sandbox_is_of_one_moment_and_the_sandbox_goes_on() {
+    use std::io::Read;
+    need_qemu!();
+    let dir = tempfile::tempdir().unwrap();
+    let driver = driver(dir.path());
+    let handle = driver.get(&id("init"), None).unwrap();
+    let mounted = handle.mounted().unwrap();
+    // One file after the other, and nothing is synced.
+    let script = "i=0; while :; do echo $i > /f$i; i=$((i+1)); [ $i = 20 ] && echo many; done";
+    let mut process = mounted
+        .machine()
+        .exec(&lcow_uvm::ProcessSpec::new(
+            Some(mounted.root()),
+            ["/bin/dash", "-c", script],
+        ))
+        .unwrap();
+    let mut word = [0; 5];
+    process
+        .take_stdout()
+        .unwrap()
+        .read_exact(&mut word)
+        .unwrap();
+    assert_eq!(&word, b"many\n");
+
+    let count = |changes: Vec<lcow_driver::Change>| {
+        for n in 0..changes.len() {
+            let name = format!("f{n}").into_bytes();
+            assert!(changes.iter().any(|c| c.path == name), "{n} of {changes:?}");
+        }
+        changes.len()
+    };
+    let first = count(driver.changes(&id("init"), &Against::Parent).unwrap());
+    assert!(first >= 20, "{first}");
+    let getter = driver.diff_getter(&id("init")).unwrap();
+    let mut text = String::new();
+    getter
+        .open(b"f19")
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
+    assert_eq!(text, "19\n");
+    drop(getter);
+    let mut tar = Vec::new();
+    let summary = driver
+        .diff(&id("init"), &Against::Parent, &mut tar, &Cancel::new())
+        .unwrap();
+    assert_eq!(summary.size, tar.len() as u64);
+    driver
+        .commit(&id("init"), &id("new"), &Cancel::new())
+        .unwrap();
+    let second = count(
+        driver
+            .store()
+            .changes(&id("new"), &Against::Parent)
+            .unwrap(),
+    );
+    assert!(second > first, "it goes on: {first}, then {second}");
+    process.kill().unwrap();
+    process.wait().unwrap();
+
+    // A freeze ends by itself, and whoever relied on it is told.
+    let machine = mounted.machine();
+    let upper = mounted.upper().unwrap();
+    let frozen = machine.freeze(upper, Duration::from_millis(300)).unwrap();
+    let busy = machine.freeze(upper, Duration::from_secs(1)).unwrap_err();
+    assert_eq!(busy.remote().unwrap().kind, lcow_uvm::ErrorKind::Busy);
+    let busy = machine.trim(upper).unwrap_err();
+    assert_eq!(busy.remote().unwrap().kind, lcow_uvm::ErrorKind::Busy);
+    assert_eq!(
+        sh(machine, mounted.root(), "echo late > /late; cat /late").0,
+        "late\n"
+    );
+    let late = frozen.thaw().unwrap_err();
+    assert_eq!(
+        late.remote().unwrap().kind,
+        lcow_uvm::ErrorKind::TimedOut,
+        "{late}"
+    );
+    // So does one that is let go of, and one that is in force when the machine goes down.
+    drop(machine.freeze(upper, Duration::from_secs(60)).unwrap());
+    assert_eq!(
+        sh(machine, mounted.root(), "echo soon > /soon; cat /soon").0,
+        "soon\n"
+    );
+    let frozen = machine.freeze(upper, Duration::from_secs(60)).unwrap();
+    machine.power_off().unwrap();
+    frozen.thaw().unwrap_err();
+    driver.put(handle).unwrap();
+    assert!(
+        changes(&driver, "init")
+            .iter()
+            .any(|(_, path)| path == "soon")
+    );
+}
