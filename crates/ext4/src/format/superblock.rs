@@ -382,7 +382,11 @@ impl Superblock {
     #[must_use]
     pub fn unknown_features(&self) -> Vec<String> {
         let mut rest = self.clone();
-        for (set, mask, _) in FEATURE_NAMES {
+        // `replica` has a name, and neither Linux nor e2fsck know more of it.
+        let known = FEATURE_NAMES
+            .iter()
+            .filter(|(set, mask, _)| (*set, *mask) != (FeatureSet::RoCompat, ro_compat::REPLICA));
+        for (set, mask, _) in known {
             let word = match set {
                 FeatureSet::Compat => &mut rest.s_feature_compat,
                 FeatureSet::Incompat => &mut rest.s_feature_incompat,

@@ -589,9 +589,10 @@ fn fields_of_the_superblock_that_e2fsck_minds() {
         .status();
     assert!(made.unwrap().success());
     patients.push(Patient::new("meta_bg", std::fs::read(&path).unwrap()));
-    let damages: [(&str, usize, &[u8], &str); 5] = [
+    let damages: [(&str, usize, &[u8], &str); 6] = [
         ("mkfs's", 0xd3, &[0xff], "two journals"),
         ("journal", 0x64, &[0x6f], "FEATURE_R2"),
+        ("the writer's", 0x65, &[0x0c], "replica"),
         ("block maps", 0xfe, &[0xff], "descriptors of 255"),
         ("bigalloc", 0x26c, &[0x80], "files of quotas"),
         ("meta_bg", 0x104, &[9, 9, 9, 9], "first group of groups"),
