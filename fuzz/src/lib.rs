@@ -16,6 +16,7 @@ mod image;
 mod journal;
 mod limits;
 mod naive;
+mod pax_model;
 mod replay;
 mod rng;
 mod split;

@@ -114,13 +114,18 @@ mod tests {
 
     #[test]
     fn the_peak_is_seen() {
-        let result = std::panic::catch_unwind(|| {
-            bounded("it", 16 << 20, || {
-                std::hint::black_box(vec![1_u8; 64 << 20]).len()
+        // Another test may set the peak back meanwhile.
+        let seen = (0..100).any(|_| {
+            let result = std::panic::catch_unwind(|| {
+                bounded("it", 16 << 20, || {
+                    std::hint::black_box(vec![1_u8; 64 << 20]).len()
+                })
+            });
+            result.is_err_and(|panic| {
+                let message = panic.downcast_ref::<String>();
+                message.is_some_and(|message| message.ends_with("bytes of memory"))
             })
         });
-        let message = *result.unwrap_err().downcast::<String>().unwrap();
-        // Other tests take memory meanwhile, and give it back.
-        assert!(message.ends_with("bytes of memory"), "{message}");
+        assert!(seen);
     }
 }

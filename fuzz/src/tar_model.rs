@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 use lcow_ext4::Timestamp;
 
 use crate::bytes::part;
+use crate::pax_model::{
+    ACL_ACCESS, ACL_DEFAULT, Extended, Records, decimal, extended, is_acl, records,
+};
 use crate::tree::{GRAIN, Kind, Node, Tree, grains};
 
 /// What a tar comes to.
@@ -18,28 +21,15 @@ pub(crate) enum Verdict {
     Unknown,
 }
 
-enum Stop {
+pub(crate) enum Stop {
     Refuse(&'static str),
     Unknown,
 }
 
-type Result<T> = std::result::Result<T, Stop>;
+pub(crate) type Result<T> = std::result::Result<T, Stop>;
 
-fn refuse<T>(why: &'static str) -> Result<T> {
+pub(crate) fn refuse<T>(why: &'static str) -> Result<T> {
     Err(Stop::Refuse(why))
-}
-
-#[derive(Default)]
-struct Extended {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    uid: Option<i64>,
-    gid: Option<i64>,
-    size: Option<i64>,
-    mtime: Option<Timestamp>,
-    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// `GNU.sparse.…`
-    sparse: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// A file's data: its size, and what of it is stored.
@@ -115,82 +105,16 @@ fn number(field: &[u8]) -> Result<i64> {
     })
 }
 
-fn decimal(value: &[u8]) -> Result<i64> {
-    let plain = !value.is_empty() && value.len() < 18 && value.iter().all(u8::is_ascii_digit);
-    if !plain {
-        return Err(Stop::Unknown);
-    }
-    Ok(value.iter().fold(0, |n, &b| n * 10 + i64::from(b - b'0')))
-}
-
-fn time(value: &[u8]) -> Result<Timestamp> {
-    let mut parts = value.split(|&b| b == b'.');
-    let secs = decimal(parts.next().unwrap_or_default())?;
-    let mut fraction = parts.next().unwrap_or_default().to_vec();
-    if parts.next().is_some() || !fraction.iter().all(u8::is_ascii_digit) {
-        return Err(Stop::Unknown);
-    }
-    fraction.resize(9, b'0');
-    let nanos = fraction
-        .iter()
-        .fold(0, |n, &b| n * 10 + u32::from(b - b'0'));
-    Ok(Timestamp { secs, nanos })
-}
-
-fn extended(body: &[u8], into: &mut Extended) -> Result<()> {
-    let mut rest = body;
-    while !rest.is_empty() {
-        let space = rest.iter().position(|&b| b == b' ');
-        let Some(space) = space else {
-            return refuse("a record without a length");
-        };
-        let len = usize::try_from(decimal(&rest[..space])?).unwrap_or(usize::MAX);
-        if len > rest.len() || len < space + 3 || rest[len - 1] != b'\n' {
-            return refuse("a record with a wrong length");
-        }
-        let record = &rest[space + 1..len - 1];
-        rest = &rest[len..];
-        let Some(equals) = record.iter().position(|&b| b == b'=') else {
-            return refuse("a record without a value");
-        };
-        let (key, value) = (&record[..equals], &record[equals + 1..]);
-        let name = (!value.is_empty()).then(|| value.to_vec());
-        match key {
-            b"path" | b"linkpath" if value.contains(&0) => return refuse("a name with a zero"),
-            b"path" => into.path = name,
-            b"linkpath" => into.link = name,
-            b"uid" => into.uid = Some(decimal(value)?),
-            b"gid" => into.gid = Some(decimal(value)?),
-            b"size" => into.size = Some(decimal(value)?),
-            b"mtime" => into.mtime = Some(time(value)?),
-            // Times that the model does not compare.
-            b"atime" | b"ctime" => {
-                time(value)?;
-            }
-            b"comment" | b"hdrcharset" => {}
-            key if key.starts_with(b"GNU.sparse.") => {
-                if name.is_none() || into.sparse.insert(key.to_vec(), value.to_vec()).is_some() {
-                    return Err(Stop::Unknown);
-                }
-            }
-            _ => match key.strip_prefix(b"SCHILY.xattr.") {
-                Some(name) if !name.contains(&b'%') && !key.contains(&0) => {
-                    into.xattrs.insert(name.to_vec(), value.to_vec());
-                }
-                _ => return Err(Stop::Unknown),
-            },
-        }
-    }
-    Ok(())
-}
-
 fn run(tar: &[u8], overlay: bool) -> Result<Tree> {
     let mut model = Model::new(overlay);
     if tar.is_empty() {
         return refuse("there is nothing");
     }
     let mut rest = tar;
-    let mut next = Extended::default();
+    let mut global: Records = Vec::new();
+    let mut local: Records = Vec::new();
+    // From GNU's headers, which count before all others.
+    let (mut long_path, mut long_link) = (None, None);
     let mut pending = false;
     loop {
         if rest.is_empty() && !pending {
@@ -219,13 +143,15 @@ fn run(tar: &[u8], overlay: bool) -> Result<Tree> {
         }
         let (_, device) = prefix_and_device(block)?;
         let size = number(&block[124..136])?;
-        let has_data = matches!(flag, 0 | b'0' | b'7' | b'S' | b'x' | b'L' | b'K');
-        let special = matches!(flag, b'x' | b'L' | b'K');
-        let size = if special {
-            size
-        } else {
-            next.size.unwrap_or(size)
-        };
+        let has_data = matches!(flag, 0 | b'0' | b'7' | b'S' | b'g' | b'x' | b'L' | b'K');
+        let special = matches!(flag, b'g' | b'x' | b'L' | b'K');
+        let mut next = Extended::default();
+        let mut size = size;
+        if !special {
+            let all = [&global[..], &local].concat();
+            next = extended(&all)?;
+            size = next.size.unwrap_or(size);
+        }
         let mut map = Vec::new();
         let mut behind = behind;
         if flag == b'S' {
@@ -250,45 +176,50 @@ fn run(tar: &[u8], overlay: bool) -> Result<Tree> {
         rest = &behind[len.next_multiple_of(512).min(behind.len())..];
         match flag {
             b'x' => {
-                let (path, link) = (next.path.take(), next.link.take());
-                if path.is_some() || link.is_some() {
-                    return Err(Stop::Unknown);
-                }
-                next = Extended::default();
-                extended(data, &mut next)?;
+                // Of two the second counts.
+                local = records(data)?;
                 pending = true;
             }
-            b'L' | b'K' => {
-                let name = text(data).to_vec();
-                if name.is_empty() || pending && (next.size.is_some() || next.mtime.is_some()) {
-                    return Err(Stop::Unknown);
+            b'g' => {
+                for (key, value) in records(data)? {
+                    if matches!(&key[..], b"path" | b"linkpath" | b"size")
+                        || key.starts_with(b"GNU.sparse.")
+                    {
+                        return refuse("a global header for one entry alone");
+                    }
+                    global.retain(|(known, _)| *known != key);
+                    global.push((key, value));
                 }
+            }
+            b'L' | b'K' => {
+                let name = Some(text(data).to_vec()).filter(|name| !name.is_empty());
                 if flag == b'L' {
-                    next.path = Some(name);
+                    long_path = name;
                 } else {
-                    next.link = Some(name);
+                    long_link = name;
                 }
                 pending = true;
             }
             b'0'..=b'7' | 0 | b'S' => {
-                let extended = std::mem::take(&mut next);
+                local = Vec::new();
                 pending = false;
+                next.path = long_path.take().or(next.path);
+                next.link = long_link.take().or(next.link);
                 let data = if flag == b'S' {
-                    if !extended.sparse.is_empty() {
-                        return Err(Stop::Unknown);
-                    }
+                    // Only one form of sparse files at a time.
+                    (next.sparse, next.pairs) = (BTreeMap::new(), Vec::new());
                     spread(map, number(&block[483..495])?, data)?
-                } else if extended.sparse.is_empty() {
-                    Data {
-                        size: data.len() as u64,
-                        pieces: vec![(0, data)],
-                    }
-                } else if has_data {
-                    pax_sparse(&extended.sparse, data)?
                 } else {
-                    return Err(Stop::Unknown);
+                    pax_sparse(&mut next, data, has_data)?
                 };
-                let entry = entry(block, extended, device, data)?;
+                let device = (
+                    next.major.unwrap_or(device.0),
+                    next.minor.unwrap_or(device.1),
+                );
+                for (name, value) in std::mem::take(&mut next.libarchive) {
+                    next.xattrs.entry(name).or_insert(value);
+                }
+                let entry = entry(block, next, device, data)?;
                 model.apply(entry)?;
             }
             _ => return Err(Stop::Unknown),
@@ -353,51 +284,70 @@ fn spread(map: Map, size: i64, data: &[u8]) -> Result<Data<'_>> {
     })
 }
 
-/// Sparse files of PAX versions 0.1 and 1.0, in the form that GNU tar writes.
-fn pax_sparse<'a>(records: &BTreeMap<Vec<u8>, Vec<u8>>, data: &'a [u8]) -> Result<Data<'a>> {
-    let keys: Vec<&[u8]> = records
-        .keys()
-        .map(|key| &key[b"GNU.sparse.".len()..])
-        .collect();
+/// The data of an entry as PAX's records say: as it is, or that of a sparse file of versions 0.0, 0.1 and 1.0. The name of one that is none
+/// is taken away.
+fn pax_sparse<'a>(records: &mut Extended, data: &'a [u8], has_data: bool) -> Result<Data<'a>> {
     let get = |key: &str| {
         let key = format!("GNU.sparse.{key}").into_bytes();
-        records.get(&key).map_or(&b""[..], Vec::as_slice)
+        records.sparse.get(&key).map(Vec::as_slice)
     };
-    let list = |numbers: Vec<i64>| numbers.chunks(2).map(|p| (p[0], p[1])).collect::<Map>();
-    match keys[..] {
-        [b"map", b"name", b"numblocks", b"size"] | [b"map", b"numblocks", b"size"] => {
-            let numbers = get("map").split(|&b| b == b',').map(decimal);
-            let numbers = numbers.collect::<Result<Vec<i64>>>()?;
-            let pairs = i64::try_from(numbers.len() / 2).unwrap_or(0);
-            if numbers.len() % 2 != 0 || pairs != decimal(get("numblocks"))? {
-                return refuse("a sparse map of another length");
+    let list = |numbers: &[i64]| numbers.chunks(2).map(|p| (p[0], p[1])).collect::<Map>();
+    let in_header = match (get("major"), get("minor")) {
+        (Some(b"0"), Some(b"0" | b"1")) => true,
+        (Some(b"1"), Some(b"0")) => false,
+        (None, None) if get("map").is_some() || !records.pairs.is_empty() => true,
+        _ => {
+            for number in ["size", "realsize", "numblocks"] {
+                get(number).map(decimal).transpose()?;
             }
-            spread(list(numbers), decimal(get("size"))?, data)
+            records.sparse.clear();
+            return Ok(Data {
+                size: data.len() as u64,
+                pieces: vec![(0, data)],
+            });
         }
-        [b"major", b"minor", b"name", b"realsize"] | [b"major", b"minor", b"realsize"]
-            if get("major") == b"1" && get("minor") == b"0" =>
-        {
-            let mut lines = data.split_inclusive(|&b| b == b'\n');
-            let mut used = 0;
-            let mut number = || {
-                let line = lines.next().and_then(|line| {
-                    used += line.len();
-                    line.strip_suffix(b"\n")
-                });
-                decimal(line.unwrap_or_default())
-            };
-            let count = number()?;
-            let mut numbers = Vec::new();
-            for _ in 0..count.saturating_mul(2) {
-                numbers.push(number()?);
-            }
-            let Some(stored) = data.get(used.next_multiple_of(512)..) else {
-                return Err(Stop::Unknown);
-            };
-            spread(list(numbers), decimal(get("realsize"))?, stored)
-        }
-        _ => Err(Stop::Unknown),
+    };
+    if !has_data {
+        return refuse("a sparse file that is no file");
     }
+    let number = |key: &str| get(key).map(decimal).transpose();
+    let (size, real) = (number("size")?, number("realsize")?);
+    let size = size
+        .or(real)
+        .unwrap_or(i64::try_from(data.len()).unwrap_or(i64::MAX));
+    let blocks = number("numblocks")?;
+    if in_header {
+        let mut numbers = records.pairs.clone();
+        if numbers.is_empty()
+            && let Some(map) = get("map")
+        {
+            let map = map.split(|&b| b == b',').map(decimal);
+            numbers = map.collect::<Result<Vec<i64>>>()?;
+        }
+        let pairs = i64::try_from(numbers.len() / 2).unwrap_or(0);
+        if !numbers.len().is_multiple_of(2) || blocks != Some(pairs) {
+            return refuse("a sparse map of another length");
+        }
+        return spread(list(&numbers), size, data);
+    }
+    let mut lines = data.split_inclusive(|&b| b == b'\n');
+    let mut used = 0;
+    let mut number = || {
+        let line = lines.next().and_then(|line| {
+            used += line.len();
+            line.strip_suffix(b"\n")
+        });
+        decimal(line.unwrap_or_default())
+    };
+    let count = number()?;
+    let mut numbers = Vec::new();
+    for _ in 0..count.saturating_mul(2) {
+        numbers.push(number()?);
+    }
+    let Some(stored) = data.get(used.next_multiple_of(512)..) else {
+        return Err(Stop::Unknown);
+    };
+    spread(list(&numbers), size, stored)
 }
 
 /// What a header has behind the fields of all: the start of a long name, and the device.
@@ -739,11 +689,14 @@ impl Model {
             let kept = name.starts_with(b"trusted.") && name.len() > 8
                 || name.starts_with(b"security.") && name.len() > 9
                 || name.starts_with(b"user.") && name.len() > 5 && dir_or_file;
+            let acl = name == ACL_ACCESS && entry.flag != b'2'
+                || name == ACL_DEFAULT && entry.flag == b'5';
             // What is wrong with an attribute, or too much for ext4, is not this model's business.
-            if name.starts_with(b"system.") || part(name, 0, 5).is_empty() || name.len() > 255 {
+            let odd = part(name, 0, 5).is_empty() || name.len() > 255 || name.contains(&0);
+            if odd || acl && !is_acl(value) {
                 return Err(Stop::Unknown);
             }
-            if kept {
+            if kept || acl {
                 node.xattrs.insert(name.clone(), value.clone());
             } else if name.ends_with(b".") {
                 return Err(Stop::Unknown);
@@ -816,5 +769,33 @@ mod tests {
             assert_eq!(*size, 20001);
             assert_eq!(found, [(8704, 512), (19968, 33)]);
         }
+    }
+
+    #[test]
+    fn records_of_every_kind_are_known() {
+        let seed = |bytes: &'static [u8]| model(&bytes[1..], true);
+        let trees = [
+            &include_bytes!("../seeds/tar_to_ext4/made-global")[..],
+            include_bytes!("../seeds/tar_to_ext4/made-libarchive"),
+            include_bytes!("../seeds/tar_to_ext4/made-acl"),
+            include_bytes!("../seeds/tar_to_ext4/made-sparse-0.0"),
+        ]
+        .map(|bytes| match seed(bytes) {
+            Verdict::Tree(tree) => tree,
+            _ => panic!("not known"),
+        });
+        let [global, libarchive, acl, sparse] = &trees;
+        let owners: Vec<_> = global.values().map(|node| (node.uid, node.gid)).collect();
+        assert_eq!(owners, [(0, 0), (7, 0), (0, 9), (0, 0), (8, 0)]);
+        let xattrs = &libarchive[&b"f"[..]].xattrs;
+        assert_eq!(xattrs[&b"user.a=b"[..]], [0, 1, 2, 255]);
+        assert_eq!(xattrs[&b"user.both"[..]], b"this");
+        assert_eq!(xattrs.len(), 3);
+        assert_eq!(acl[&b"d"[..]].xattrs.len(), 2);
+        assert_eq!(acl[&b"f"[..]].xattrs[ACL_ACCESS].len(), 4 + 5 * 8);
+        assert!(acl[&b"left-out"[..]].xattrs.is_empty());
+        assert!(matches!(sparse[&b"s"[..]].kind, Kind::File(40_000, _)));
+        let odd = seed(include_bytes!("../seeds/tar_to_ext4/made-sparse-0.0-odd"));
+        assert!(matches!(odd, Verdict::Refuse(_)));
     }
 }

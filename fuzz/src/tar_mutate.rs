@@ -90,7 +90,20 @@ const RECORDS: &[(&[u8], &[u8])] = &[
     (b"SCHILY.xattr.system.posix_acl_access", b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x04\0\x04\0\xff\xff\xff\xff\x20\0\x04\0\xff\xff\xff\xff"),
     (b"SCHILY.acl.access", b"user::rwx,user:7:r--,group::r-x,mask::r-x,other::r--"),
     (b"SCHILY.acl.default", b"user::rwx,group::r-x,other::r--"),
+    (b"SCHILY.acl.access", b"u::rw-,u:lisa:r--:1000,g::r--,g:0:---,m:rwx,o::---"),
+    (b"SCHILY.acl.access", b"user::rw-\nuser:9:r--\t#effective:r--\ngroup::r--\nmask::r--\nother::r--\n"),
+    (b"SCHILY.acl.access", b"user:lisa:rwx"),
+    (b"SCHILY.acl.default", b"default:user::rwx"),
     (b"LIBARCHIVE.xattr.user.b", b"dmFsdWU="),
+    (b"LIBARCHIVE.xattr.user.a%3db", b"AAEC/w"),
+    (b"LIBARCHIVE.xattr.user.a", b"b3RoZXI"),
+    (b"LIBARCHIVE.xattr.user.%zz", b"Y*=="),
+    (b"LIBARCHIVE.xattr.system.posix_acl_access", b"AgAAAAEABgD/////BAAEAP////8gAAQA/////w=="),
+    (b"uid", b""),
+    (b"mtime", b""),
+    (b"uid", b"7"),
+    (b"GNU.sparse.numblocks", b"1"),
+    (b"RHT.security.selinux", b"system_u:object_r:bin_t:s0"),
     (b"GNU.sparse.major", b"1"),
     (b"GNU.sparse.minor", b"0"),
     (b"GNU.sparse.major", b"0"),
@@ -177,25 +190,61 @@ fn header(flag: u8, name: &[u8], data: &[u8], rng: &mut Rng) -> Vec<u8> {
     out
 }
 
-fn records(rng: &mut Rng) -> Vec<u8> {
-    let mut body = Vec::new();
-    for _ in 0..=rng.below(4) {
-        let &(key, value) = rng.pick(RECORDS);
-        let rest = key.len() + value.len() + 3;
-        let mut len = rest + 1;
-        while len != rest + len.to_string().len() {
-            len += 1;
-        }
-        body.extend_from_slice(format!("{len} ").as_bytes());
-        body.extend_from_slice(key);
-        body.push(b'=');
-        body.extend_from_slice(value);
-        body.push(b'\n');
+fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
+    let rest = key.len() + value.len() + 3;
+    let mut len = rest + 1;
+    while len != rest + len.to_string().len() {
+        len += 1;
     }
-    body
+    [format!("{len} ").as_bytes(), key, b"=", value, b"\n"].concat()
+}
+
+fn records(rng: &mut Rng) -> Vec<u8> {
+    let picked = (0..=rng.below(4)).map(|_| {
+        let &(key, value) = rng.pick(RECORDS);
+        record(key, value)
+    });
+    picked.collect::<Vec<_>>().concat()
+}
+
+/// A sparse file of PAX version 0.0 or 0.1.
+fn sparse(rng: &mut Rng) -> Vec<u8> {
+    let pairs: Vec<usize> = (0..=rng.below(5))
+        .flat_map(|place| {
+            [
+                place * 4096 + rng.below(3) * 512,
+                *rng.pick(&[0, 1, 512, 2000]),
+            ]
+        })
+        .collect();
+    let number = |key: &str, n: usize| {
+        let key = format!("GNU.sparse.{key}");
+        record(key.as_bytes(), n.to_string().as_bytes())
+    };
+    let mut body = number("size", 40_000);
+    body.extend(number("numblocks", pairs.len() / 2));
+    if rng.one_in(2) {
+        for pair in pairs.chunks(2) {
+            body.extend(number("offset", pair[0]));
+            body.extend(number("numbytes", pair[1]));
+        }
+    } else {
+        let map: Vec<String> = pairs.iter().map(ToString::to_string).collect();
+        body.extend(record(b"GNU.sparse.map", map.join(",").as_bytes()));
+        let name = *rng.pick(NAMES);
+        body.extend(record(b"GNU.sparse.name", name));
+    }
+    let stored: usize = pairs.iter().skip(1).step_by(2).sum();
+    let mut out = header(b'x', b"pax", &body, rng);
+    let name = *rng.pick(NAMES);
+    out.extend(header(b'0', name, &vec![b's'; stored], rng));
+    out
 }
 
 fn fresh(rng: &mut Rng) -> Vec<u8> {
+    if rng.one_in(8) {
+        return sparse(rng);
+    }
     let flag = *rng.pick(FLAGS);
     let name = *rng.pick(NAMES);
     let data = match flag {
@@ -262,7 +311,8 @@ fn once(tar: &mut Vec<u8>, max: usize, rng: &mut Rng, plain: &mut Mutate<'_>) {
         }
         3 => {
             let body = records(rng);
-            let bytes = header(b'x', b"pax", &body, rng);
+            let flag = *rng.pick(b"xxxg");
+            let bytes = header(flag, b"pax", &body, rng);
             tar.splice(part.start..part.start, bytes);
         }
         4 => tar[part.start + 156] = *rng.pick(FLAGS),
