@@ -230,8 +230,8 @@ impl Store {
         if let Some(applied) = applied {
             self.0.withdraw(&applied)?;
         }
+        // That the files are gone need not be durable: what comes back of them, recovery deletes again.
         drop(locked);
-        self.0.files.sync_dir(&self.0.root)?;
         Ok(Removed::Removed)
     }
 
