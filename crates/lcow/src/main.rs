@@ -35,6 +35,7 @@ fn main() -> ExitCode {
     // A conversion runs in a child process that is this program.
     lcow_driver::isolate::child_main_if_asked();
     let args = args::Args::parse();
+    allow_open_files();
     let (json, debug) = (args.global.json, args.global.debug);
     let in_run = matches!(args.command, args::Command::Run(_));
     init_logging(debug);
@@ -42,6 +43,16 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => errors::report(&error, json, debug, in_run),
     }
+}
+
+/// A chain has an open file for each of its layers, and the usual limit of 1,024 is there for programs that use select(2), which
+/// none of ours do.
+fn allow_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where it can't be raised, what needs more fails with an error of its own.
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 /// Warnings go to standard error; `--debug`, or `LCOW_LOG` with a filter, shows more.

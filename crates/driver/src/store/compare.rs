@@ -13,6 +13,7 @@ use lcow_layer::union::Union;
 
 use super::Store;
 use super::disk_file::LayerDisk;
+use super::layers::Reference;
 use super::read::{Against, DiffSummary, OpenLayer, layer_error, layer_kind};
 use super::snapshot::Snapshot;
 use crate::{DriverError, LayerId};
@@ -57,7 +58,12 @@ impl Chain {
 
 /// Layers that were opened, each once: what two unions share is known to be the same by that.
 #[derive(Default)]
-struct Opened(HashMap<LayerId, Option<Arc<OpenLayer>>>);
+struct Opened {
+    layers: HashMap<LayerId, Option<Arc<OpenLayer>>>,
+    /// On the top of each union: what it stands on can't be removed while it is there. A chain of 500 layers takes 500 open
+    /// files so, and not 1,000.
+    references: Vec<Reference>,
+}
 
 impl Opened {
     /// With copies to be read in place of the sandboxes they were made of.
@@ -66,7 +72,10 @@ impl Opened {
             let open = Arc::clone(copy.layer());
             (open.disk.id.clone(), Some(open))
         });
-        Self(open.collect())
+        Self {
+            layers: open.collect(),
+            references: Vec::new(),
+        }
     }
 
     fn union(
@@ -74,14 +83,15 @@ impl Opened {
         store: &Store,
         id: &LayerId,
     ) -> Result<Option<Union<LayerDisk>>, DriverError> {
+        self.references.push(store.reference(id)?);
         let chain = store.0.chain(id)?;
         let mut trees = Vec::new();
         for layer in std::iter::once(id).chain(chain.iter()) {
-            if !self.0.contains_key(layer) {
-                self.0
-                    .insert(layer.clone(), store.open_one(layer)?.map(Arc::new));
+            if !self.layers.contains_key(layer) {
+                let open = store.open_one(layer, None)?.map(Arc::new);
+                self.layers.insert(layer.clone(), open);
             }
-            if let Some(Some(open)) = self.0.get(layer) {
+            if let Some(Some(open)) = self.layers.get(layer) {
                 trees.extend(open.subtree()?);
             }
         }
@@ -131,7 +141,7 @@ impl Store {
         let union = open.union(self, id)?;
         let mut names = Vec::new();
         for layer in std::iter::once(id).chain(self.0.chain(id)?.iter()) {
-            if let Some(Some(opened)) = open.0.get(layer) {
+            if let Some(Some(opened)) = open.layers.get(layer) {
                 names.push(match self.0.applied(layer)? {
                     Some(applied) => LayerName::DiffId(applied.diff_id),
                     None => LayerName::FileSystem(opened.uuid()),

@@ -47,11 +47,12 @@ pub struct DiffSummary {
     pub exact: bool,
 }
 
-/// A layer that is open for reading, kept from being removed and, if it is a sandbox, from being written to.
+/// A layer that is open for reading and, if it is a sandbox, kept from being written to. Its own reference keeps it from being
+/// removed, or that of whoever opened it.
 pub(super) struct OpenLayer {
     pub(super) disk: Disk,
     fs: Arc<LayerFs>,
-    _reference: Reference,
+    _reference: Option<Reference>,
     _quiet: Option<QuietSandbox>,
 }
 
@@ -145,11 +146,16 @@ impl Store {
     /// # Errors
     /// [`DriverError::NotFound`], [`DriverError::Layer`], [`DriverError::Unsupported`].
     pub fn open_layer(&self, id: &LayerId) -> Result<Option<Arc<LayerFs>>, DriverError> {
-        Ok(self.open_one(id)?.map(|open| open.fs))
+        let _reference = self.reference(id)?;
+        Ok(self.open_one(id, None)?.map(|open| open.fs))
     }
 
-    pub(super) fn open_one(&self, id: &LayerId) -> Result<Option<OpenLayer>, DriverError> {
-        let reference = self.reference(id)?;
+    /// Without a reference, the caller keeps it from being removed.
+    pub(super) fn open_one(
+        &self,
+        id: &LayerId,
+        reference: Option<Reference>,
+    ) -> Result<Option<OpenLayer>, DriverError> {
         let Some(disk) = self.disk(id)? else {
             return Ok(None);
         };
@@ -163,7 +169,7 @@ impl Store {
     pub(super) fn open_file_system(
         &self,
         disk: Disk,
-        reference: Reference,
+        reference: Option<Reference>,
         quiet: Option<QuietSandbox>,
     ) -> Result<OpenLayer, DriverError> {
         let fs = Filesystem::open(self.open_disk(&disk)?);
@@ -185,11 +191,14 @@ impl Store {
     /// [`DriverError::NotFound`], [`DriverError::WrongKind`] for a layer without contents, [`DriverError::InUse`],
     /// [`DriverError::Layer`].
     pub fn diff_getter(&self, id: &LayerId) -> Result<FileGetter, DriverError> {
-        let open = self.open_one(id)?.ok_or_else(|| DriverError::WrongKind {
-            id: id.clone(),
-            is: Kind::Empty.describe(),
-            needs: "one with contents",
-        })?;
+        let reference = self.reference(id)?;
+        let open = self
+            .open_one(id, Some(reference))?
+            .ok_or_else(|| DriverError::WrongKind {
+                id: id.clone(),
+                is: Kind::Empty.describe(),
+                needs: "one with contents",
+            })?;
         FileGetter::new(Arc::new(open), None)
     }
 }

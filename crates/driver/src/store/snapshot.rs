@@ -62,7 +62,7 @@ impl Store {
     /// Opens a copy for reading.
     pub(crate) fn open_copy(&self, copied: Copied) -> Result<Snapshot, DriverError> {
         let reference = self.reference(&copied.disk.id)?;
-        let layer = self.open_file_system(copied.disk, reference, None)?;
+        let layer = self.open_file_system(copied.disk, Some(reference), None)?;
         Ok(Snapshot {
             layer: Arc::new(layer),
             _temp: copied.temp,

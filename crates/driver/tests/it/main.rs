@@ -3,6 +3,7 @@
 mod apply;
 mod common;
 mod crash;
+mod deep;
 mod diff;
 mod faults;
 mod handles;
