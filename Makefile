@@ -33,8 +33,9 @@ age: ## Age disks for long, mounted and in utility VMs, and compare what is read
 crash: ## A million states that power cuts may leave of a store
 	@LCOW_POWER_CUTS=40 cargo test --locked -p lcow-driver --test it power:: -- --nocapture
 
-model: ## A million random operations on a store, with kills and reopenings, beside a model of it
+model: ## A million random operations on a store beside a model of it, and 50,000 schedules of threads with handles
 	@LCOW_MODEL_STEPS=1000000 cargo test --locked -p lcow-driver --test it model:: -- --nocapture
+	@LCOW_SCHEDULES=50000 cargo test --locked -p lcow-driver --lib schedules:: -- --nocapture
 
 lint: ## Format and lints
 	@cargo fmt --all --check

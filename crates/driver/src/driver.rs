@@ -1,12 +1,19 @@
 //! The graph driver: a store, and something that mounts its layers.
 
 mod live;
+#[cfg(test)]
+mod schedules;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
+#[cfg(not(test))]
+use std::sync::{Mutex, MutexGuard};
 
 use serde::Serialize;
+// Tests choose in which order threads get the locks.
+#[cfg(test)]
+use shuttle::sync::{Mutex, MutexGuard};
 
 use crate::mounter::{MountError, MountRequest, Mounter};
 use crate::record::Kind;
