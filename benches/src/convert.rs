@@ -1,11 +1,16 @@
 //! tar → disk: plain, gzip, zstd.
 
-use anyhow::Result;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, ensure};
 
 use crate::Options;
 use crate::table::{self, Row, Way};
 
 const OURS: &str = r#"exec "$3" -q disk from-tar --no-sync -i "$1" -o "$2""#;
+/// `$3` is this program, and how large the disk is.
+const FLOOR: &str = r#"exec ${3% *} floor "$1" "$2" ${3##* }"#;
 const OURS_VERITY: &str = r#"exec "$3" -q disk from-tar --no-sync --verity -i "$1" -o "$2""#;
 const OURS_UNHASHED: &str = r#"exec "$3" -q disk from-tar --no-sync --no-digest -i "$1" -o "$2""#;
 /// A disk half as large again as the tar, and an inode for each 4 KiB, hold every input here.
@@ -37,10 +42,13 @@ fn plain(options: &Options, name: &str) -> Result<()> {
         .join("peers/release/peers")
         .display()
         .to_string();
+    let own = std::env::current_exe()?;
+    let floor = format!("{} {}", own.display(), disk_size(options, &input)?);
     let ways = [
         Way::new("cat", r#"exec cat "$1" >"$2""#, ""),
         Way::new("cp", r#"exec cp "$1" "$2""#, ""),
         Way::new("sha256sum", r#"exec sha256sum "$1" >"$2""#, ""),
+        Way::new("read and write alone", FLOOR, floor),
         Way::new("lcow --no-digest", OURS_UNHASHED, &options.lcow),
         Way::new("lcow", OURS, &options.lcow),
         Way::new("lcow --verity", OURS_VERITY, &options.lcow),
@@ -55,7 +63,7 @@ fn plain(options: &Options, name: &str) -> Result<()> {
         Way::new("mke2fs -d", MKE2FS, options.dir.join("mke2fs").display()).slow(),
     ];
     let rows = table::run(&format!("{name}, plain"), &input, options.rounds, &ways)?;
-    let [cat, _, sha, unhashed, ours, _, peers @ ..] = rows.as_slice() else {
+    let [cat, _, sha, floor, unhashed, ours, _, peers @ ..] = rows.as_slice() else {
         return Ok(());
     };
     let best = peers
@@ -63,6 +71,10 @@ fn plain(options: &Options, name: &str) -> Result<()> {
         .map(|row| row.least)
         .fold(f64::INFINITY, f64::min);
     let mke2fs = peers.last().map_or(f64::NAN, |row| row.cpu);
+    println!(
+        "\nCPU without digest / read and write alone, least: {:.2}",
+        unhashed.least / floor.least
+    );
     judge(&[
         (
             "CPU without digest / cat, medians",
@@ -88,6 +100,20 @@ fn plain(options: &Options, name: &str) -> Result<()> {
         ("disk / tar", unhashed.made as f64 / cat.made as f64, 1.05),
     ]);
     Ok(())
+}
+
+/// How large the disk of a tar is, in bytes.
+fn disk_size(options: &Options, tar: &Path) -> Result<u64> {
+    let dir = tempfile::tempdir_in(&options.dir)?;
+    let disk = dir.path().join("disk");
+    let status = Command::new(&options.lcow)
+        .args(["-q", "disk", "from-tar", "--no-sync", "--no-digest", "-i"])
+        .arg(tar)
+        .arg("-o")
+        .arg(&disk)
+        .status()?;
+    ensure!(status.success(), "from-tar: {status}");
+    Ok(disk.metadata()?.len())
 }
 
 fn compressed(options: &Options, name: &str, extension: &str) -> Result<()> {

@@ -9,6 +9,7 @@
 
 mod convert;
 mod exact;
+mod floor;
 mod graph;
 mod inflate;
 mod measure;
@@ -65,6 +66,7 @@ fn main() -> Result<()> {
     match table.to_str() {
         Some("one") => measure::child(args),
         Some("inflate") => inflate::run(args),
+        Some("floor") => floor::run(args),
         Some("convert") => convert::print(&Options::new(args)?),
         Some("exact") => exact::print(&Options::new(args)?),
         Some("shapes") => shapes::print(&Options::new(args)?),
