@@ -15,7 +15,7 @@ use serde::Serialize;
 #[cfg(test)]
 use shuttle::sync::{Mutex, MutexGuard};
 
-use crate::mounter::{MountError, MountRequest, Mounter};
+use crate::mounter::{MountError, MountRequest, Mounter, MounterStatus};
 use crate::record::Kind;
 use crate::store::{Recovery, Reference, Removed, SandboxGuard, Store, StoreStatus};
 use crate::{DriverError, LayerId};
@@ -90,6 +90,8 @@ pub struct Status {
     pub mode: &'static str,
     /// The mounter's name.
     pub mounter: &'static str,
+    /// What the mounter works with, and the virtual machines that run.
+    pub mounting: MounterStatus,
     /// Layers with handles, and how many.
     pub references: Vec<(LayerId, usize)>,
     /// The data root.
@@ -244,6 +246,7 @@ impl<M: Mounter> GraphDriver<M> {
                 "safe"
             },
             mounter: self.0.mounter.name(),
+            mounting: self.0.mounter.status(),
             references: self.references(),
             store: self.0.store.status()?,
         })

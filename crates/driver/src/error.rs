@@ -7,8 +7,8 @@ use std::time::Duration;
 use lcow_layer::digest::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::LayerId;
 use crate::lock::Holder;
+use crate::{LayerId, Origin};
 
 /// What sort of failure an error is, for callers that act on it rather than show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -116,22 +116,26 @@ pub enum DriverError {
         reason: &'static str,
     },
     /// An option's key, or its value, is not acceptable.
-    #[error("option {key}={value:?}: allowed are {allowed}")]
+    #[error("option {key}={value:?}{origin}: allowed are {allowed}")]
     InvalidOption {
         /// The key as given.
         key: String,
         /// The value as given.
         value: String,
+        /// Where it was given.
+        origin: Origin,
         /// What is allowed in its place.
         allowed: String,
     },
     /// There is no option of that name.
-    #[error("unknown option {key:?} (value {value:?}): known are {known}")]
+    #[error("unknown option {key:?} with the value {value:?}{origin}: known are {known}")]
     UnknownOption {
         /// The key as given.
         key: String,
         /// The value as given.
         value: String,
+        /// Where it was given.
+        origin: Origin,
         /// The keys there are.
         known: String,
     },
@@ -280,6 +284,14 @@ pub struct ConvertError {
 }
 
 impl DriverError {
+    /// Says of an option's error where the option was given.
+    pub(crate) fn given(mut self, at: &Origin) -> Self {
+        if let Self::InvalidOption { origin, .. } | Self::UnknownOption { origin, .. } = &mut self {
+            *origin = at.clone();
+        }
+        self
+    }
+
     /// What sort of failure this is.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

@@ -65,17 +65,17 @@ pub use isolate::Isolation;
 pub use lcow_layer::changes::{Change, ChangeKind};
 pub use lcow_layer::digest::Digest;
 pub use lock::{CommitGuard, Holder};
-pub use mounter::{Disk, Frozen, MountError, MountRequest, Mounter};
+pub use mounter::{Disk, Frozen, MachineStatus, MountError, MountRequest, Mounter, MounterStatus};
 pub use options::{
-    Accel, DEFAULT_TIMEOUT, MAX_SANDBOX_BYTES, MIN_SANDBOX_BYTES, MounterKind, Options,
-    SandboxOptions, TIMEOUT_VARIABLE, parse_size,
+    Accel, DEFAULT_TIMEOUT, MAX_SANDBOX_BYTES, MIN_SANDBOX_BYTES, MounterKind, OPTION_VARIABLES,
+    Options, Origin, SandboxOptions, Setting, TIMEOUT_VARIABLE, parse_size,
 };
 pub use record::{
     AppliedRecord, CompressedRecord, DiskFormat, Kind, LayerRecord, SandboxRecord, StoreRecord,
 };
 pub use store::{
-    Access, Against, Applied, ApplyRequest, CacheEntry, Chain, Created, DiffSummary, FileGetter,
-    Finding, Input, LayerDisk, LayerFile, LayerFs, LayerSpace, Metadata, OpenOptions, Placed,
-    PutAside, Recovery, Reference, Removed, Repair, SandboxGuard, Space, Staged, Store,
+    Access, Against, Applied, ApplyRequest, CacheEntry, Chain, ChainFile, Created, DiffSummary,
+    FileGetter, Finding, Input, LayerDisk, LayerFile, LayerFs, LayerSpace, Metadata, OpenOptions,
+    Placed, PutAside, Recovery, Reference, Removed, Repair, SandboxGuard, Space, Staged, Store,
     StoreStatus, VerifyReport,
 };

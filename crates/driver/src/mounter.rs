@@ -4,6 +4,8 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use crate::LayerId;
 use crate::record::DiskFormat;
 use crate::store::SandboxGuard;
@@ -54,6 +56,11 @@ pub trait Mounter: Send + Sync {
         Ok(())
     }
 
+    /// What runs, and on what, as far as it concerns this mounter. Nothing is started to find out.
+    fn status(&self) -> MounterStatus {
+        MounterStatus::default()
+    }
+
     /// Takes away what a dead process left (virtual machines, mounts), and names it.
     ///
     /// # Errors
@@ -70,6 +77,41 @@ pub trait Frozen: Send {
     /// # Errors
     /// The sandbox may have been changed meanwhile: the mounter's own.
     fn thaw(self: Box<Self>) -> Result<(), MountError>;
+}
+
+/// What a mounter works with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct MounterStatus {
+    /// What runs virtual machines' processors: `kvm` or `tcg`. `None` if there are no machines, or it is not known before the
+    /// first one is started.
+    pub accelerator: Option<String>,
+    /// Why that one, in words.
+    pub accelerator_reason: Option<String>,
+    /// The kernel that machines boot.
+    pub kernel: Option<PathBuf>,
+    /// What keeps machines from being started, as far as can be seen without starting one.
+    pub problem: Option<String>,
+    /// The machines of this process.
+    pub machines: Vec<MachineStatus>,
+}
+
+/// A running virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MachineStatus {
+    /// What it was started for.
+    pub id: LayerId,
+    /// Its name on this host.
+    pub name: String,
+    /// The process that is it.
+    pub pid: Option<u32>,
+    /// Seconds since its kernel started; `None` if it does not answer.
+    pub uptime: Option<u64>,
+    /// Disks that are mounted in it.
+    pub disks: u32,
+    /// Unions of them.
+    pub unions: u32,
+    /// Processes that run in it.
+    pub processes: u32,
 }
 
 /// What is to be mounted: the disks of a chain and, for a sandbox, the writable one on top.

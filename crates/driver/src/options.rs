@@ -19,6 +19,91 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
 /// The environment variable that gives the timeout, in seconds, where no option does.
 pub const TIMEOUT_VARIABLE: &str = "LCOW_TIMEOUT_SECONDS";
 
+/// The beginning of the environment variables that give options: `LCOW_OPT_MEMORY` is `lcow.memory`.
+pub const OPTION_VARIABLES: &str = "LCOW_OPT_";
+
+/// Where an option was given. In the order of precedence, the least one first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// In a configuration file.
+    File(PathBuf),
+    /// By an environment variable of that name.
+    Variable(String),
+    /// With the call: on the command line.
+    Call,
+}
+
+impl Origin {
+    fn rank(&self) -> u8 {
+        match self {
+            Self::File(_) => 0,
+            // What holds where no option does is less than an option.
+            Self::Variable(name) if name == TIMEOUT_VARIABLE => 1,
+            Self::Variable(_) => 2,
+            Self::Call => 3,
+        }
+    }
+}
+
+/// Words for the end of an error; none for an option that came with the call.
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(f, " (in {})", path.display()),
+            Self::Variable(name) => write!(f, " (in the variable {name})"),
+            Self::Call => Ok(()),
+        }
+    }
+}
+
+/// An option as it was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// The key, in any case.
+    pub key: String,
+    /// The value.
+    pub value: String,
+    /// Where it was given.
+    pub origin: Origin,
+}
+
+impl Setting {
+    /// Takes `key=value`.
+    ///
+    /// # Errors
+    /// [`DriverError::OptionWithoutValue`].
+    pub fn parse(option: &str) -> Result<Self, DriverError> {
+        match option.split_once('=') {
+            Some((key, value)) => Ok(Self {
+                key: key.trim().to_owned(),
+                value: value.to_owned(),
+                origin: Origin::Call,
+            }),
+            None => Err(DriverError::OptionWithoutValue {
+                option: option.to_owned(),
+            }),
+        }
+    }
+
+    /// The options in environment variables: [`OPTION_VARIABLES`] and [`TIMEOUT_VARIABLE`].
+    pub fn from_environment(
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> impl Iterator<Item = Self> {
+        variables.into_iter().filter_map(|(name, value)| {
+            let key = match name.strip_prefix(OPTION_VARIABLES) {
+                Some(key) => format!("lcow.{}", key.to_ascii_lowercase()),
+                None if name == TIMEOUT_VARIABLE => "lcow.timeout".to_owned(),
+                None => return None,
+            };
+            Some(Self {
+                key,
+                value,
+                origin: Origin::Variable(name),
+            })
+        })
+    }
+}
+
 /// Which accelerator a utility VM runs under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Accel {
@@ -113,47 +198,40 @@ const KNOWN: &[&str] = &[
 ];
 
 impl Options {
-    /// Reads `key=value` options, and the environment for what they don't say. Keys are case-insensitive; of a key given
-    /// twice the last one counts.
+    /// Reads `key=value` options alone. Keys are case-insensitive; of a key given twice the last one counts.
     ///
     /// # Errors
     /// [`DriverError::OptionWithoutValue`], [`DriverError::UnknownOption`], [`DriverError::InvalidOption`].
     pub fn parse<S: AsRef<str>>(options: impl IntoIterator<Item = S>) -> Result<Self, DriverError> {
-        Self::parse_with(options, |name| std::env::var(name).ok())
+        let settings = options.into_iter().map(|o| Setting::parse(o.as_ref()));
+        Self::resolve(&settings.collect::<Result<Vec<_>, _>>()?)
     }
 
-    /// As [`Options::parse`], with the environment given.
+    /// Reads options from wherever they were given. With the call counts more than in the environment, and that more than in a
+    /// file; within one place the last one counts. A timeout of 0 is as good as none. All of them are looked at, those
+    /// that don't count too.
     ///
     /// # Errors
-    /// As [`Options::parse`].
-    pub fn parse_with<S: AsRef<str>>(
-        options: impl IntoIterator<Item = S>,
-        environment: impl Fn(&str) -> Option<String>,
-    ) -> Result<Self, DriverError> {
+    /// [`DriverError::UnknownOption`], [`DriverError::InvalidOption`], which name the place.
+    pub fn resolve(settings: &[Setting]) -> Result<Self, DriverError> {
         let mut this = Self::default();
         let mut timeout = Duration::ZERO;
-        for option in options {
-            let option = option.as_ref();
-            let Some((key, value)) = option.split_once('=') else {
-                return Err(DriverError::OptionWithoutValue {
-                    option: option.to_owned(),
-                });
+        let mut by_rank: Vec<_> = settings.iter().collect();
+        by_rank.sort_by_key(|s| s.origin.rank());
+        for Setting { key, value, origin } in by_rank {
+            let set = match key.trim().to_ascii_lowercase().as_str() {
+                "lcow.timeout" => seconds(key, value).map(|given| {
+                    if !given.is_zero() {
+                        timeout = given;
+                    }
+                }),
+                name => this.set(name, key, value),
             };
-            match key.trim().to_ascii_lowercase().as_str() {
-                "lcow.timeout" => timeout = seconds(key, value)?,
-                other => this.set(other, key, value)?,
-            }
+            set.map_err(|e| e.given(origin))?;
         }
-        if timeout.is_zero()
-            && let Some(value) = environment(TIMEOUT_VARIABLE)
-        {
-            timeout = seconds(TIMEOUT_VARIABLE, &value)?;
+        if !timeout.is_zero() {
+            this.timeout = timeout;
         }
-        this.timeout = if timeout.is_zero() {
-            DEFAULT_TIMEOUT
-        } else {
-            timeout
-        };
         Ok(this)
     }
 
@@ -191,6 +269,7 @@ impl Options {
                 return Err(DriverError::UnknownOption {
                     key: key.to_owned(),
                     value: value.to_owned(),
+                    origin: Origin::Call,
                     known: KNOWN.join(", "),
                 });
             }
@@ -248,13 +327,9 @@ impl SandboxOptions {
     pub fn parse<S: AsRef<str>>(options: impl IntoIterator<Item = S>) -> Result<Self, DriverError> {
         let mut this = Self::default();
         for option in options {
-            let option = option.as_ref();
-            let Some((key, value)) = option.split_once('=') else {
-                return Err(DriverError::OptionWithoutValue {
-                    option: option.to_owned(),
-                });
-            };
-            match key.trim().to_ascii_lowercase().as_str() {
+            let Setting { key, value, .. } = Setting::parse(option.as_ref())?;
+            let (key, value) = (key.as_str(), value.as_str());
+            match key.to_ascii_lowercase().as_str() {
                 "lcow.sandboxsize" => this.size = Some(gigabytes(key, value)?),
                 "lcow.sandboxformat" => this.format = Some(format(key, value)?),
                 "size" | "lcow.size" => this.size = Some(parse_size(key, value)?),
@@ -263,6 +338,7 @@ impl SandboxOptions {
                     return Err(DriverError::UnknownOption {
                         key: key.to_owned(),
                         value: value.to_owned(),
+                        origin: Origin::Call,
                         known: "lcow.sandboxsize, lcow.sandboxformat, size, journal".into(),
                     });
                 }
@@ -304,6 +380,7 @@ fn invalid(key: &str, value: &str, allowed: &str) -> DriverError {
     DriverError::InvalidOption {
         key: key.to_owned(),
         value: value.to_owned(),
+        origin: Origin::Call,
         allowed: allowed.to_owned(),
     }
 }

@@ -52,7 +52,7 @@ pub(crate) struct Global {
         hide_env_values = true
     )]
     pub root: Option<PathBuf>,
-    /// A store option, as lcow.memory=512 (may be repeated)
+    /// A store option, as lcow.memory=512 (may be repeated); also LCOW_OPT_MEMORY=512 in the environment
     #[arg(
         long = "opt",
         global = true,
@@ -60,6 +60,17 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub options: Vec<String>,
+    /// Options in TOML, as `lcow.memory = 512` [default: /etc/lcow/config.toml for root, else
+    /// ~/.config/lcow/config.toml]
+    #[arg(
+        long,
+        global = true,
+        env = "LCOW_CONFIG",
+        value_name = "FILE",
+        help_heading = "Global options",
+        hide_env_values = true
+    )]
+    pub config: Option<PathBuf>,
     /// Print results as JSON, and errors too, to standard error
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,

@@ -17,6 +17,7 @@ pub(crate) struct Context {
     pub quiet: bool,
     root: Option<PathBuf>,
     options: Vec<String>,
+    config: Option<PathBuf>,
     cancel: Cancel,
 }
 
@@ -25,6 +26,7 @@ impl Context {
         let Global {
             root,
             options,
+            config,
             json,
             quiet,
             debug: _,
@@ -34,6 +36,7 @@ impl Context {
             quiet,
             root,
             options,
+            config,
             cancel: Cancel::new(),
         }
     }
@@ -69,9 +72,10 @@ impl Context {
         }
     }
 
-    /// The `lcow.*` options.
+    /// The `lcow.*` options, by `--opt`, the environment and the configuration file.
     pub(crate) fn options(&self) -> Result<Options> {
-        Ok(Options::parse(&self.options)?)
+        let settings = crate::config::settings(&self.options, self.config.as_deref())?;
+        Ok(Options::resolve(&settings)?)
     }
 
     /// Opens the store, shared with other commands.

@@ -19,6 +19,7 @@
 
 mod args;
 mod commands;
+mod config;
 mod containers;
 mod context;
 mod errors;

@@ -126,6 +126,32 @@ pub(crate) fn plan(accel: Accel, state_dir: &Path) -> Result<Plan, UvmError> {
     }
 }
 
+/// What the next machine will run under, if that is known, and why, in words.
+pub(crate) fn outlook(accel: Accel, state_dir: &Path) -> (Option<Accelerator>, String) {
+    let told = |name| format!("told to by lcow.accel={name}");
+    match accel {
+        Accel::Tcg => (Some(Accelerator::Tcg), told("tcg")),
+        Accel::Kvm => (Some(Accelerator::Kvm), told("kvm")),
+        Accel::Auto => {
+            if let Err(error) = device_opens() {
+                return (
+                    Some(Accelerator::Tcg),
+                    format!("{DEVICE} can't be opened: {error}"),
+                );
+            }
+            let accelerator = verdict(state_dir).map(|verdict| match verdict {
+                Verdict::Works => Accelerator::Kvm,
+                Verdict::Hangs => Accelerator::Tcg,
+            });
+            let untried = "the first utility VM since this host booted will show whether KVM works";
+            (
+                accelerator,
+                reason(state_dir).unwrap_or_else(|| untried.to_owned()),
+            )
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +160,15 @@ mod tests {
     fn a_verdict_holds_for_this_boot_only() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(verdict(dir.path()), None);
+        for (accel, expected) in [
+            (Accel::Tcg, Accelerator::Tcg),
+            (Accel::Kvm, Accelerator::Kvm),
+        ] {
+            let (accelerator, why) = outlook(accel, dir.path());
+            assert_eq!(accelerator, Some(expected));
+            assert!(why.contains(&format!("lcow.accel={expected}")), "{why}");
+        }
+        assert!(!outlook(Accel::Auto, dir.path()).1.is_empty());
         remember(dir.path(), Verdict::Hangs, "it was slow");
         assert_eq!(verdict(dir.path()), Some(Verdict::Hangs));
         assert!(reason(dir.path()).unwrap().contains("(it was slow)"));

@@ -2,8 +2,10 @@
 //!
 //! What a layer holds is looked at by nobody but the machine that was started for it, so that a hostile one reaches no other.
 
+use crate::vmm::Qemu;
 use crate::{DiskId, DiskSpec, Frozen, Lower, Machine, MachineConfig, UnionId, UvmError};
-use lcow_driver::{Disk, LayerId, MountError, MountRequest, Mounter};
+use crate::{accel, boot};
+use lcow_driver::{Disk, LayerId, MachineStatus, MountError, MountRequest, Mounter, MounterStatus};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -169,6 +171,41 @@ impl Mounter for UtilityVms {
             .upper
             .ok_or_else(|| format!("{id} is mounted read-only"))?;
         Ok(Box::new(mounted.machine.freeze(upper, FREEZE_LIMIT)?))
+    }
+
+    fn status(&self) -> MounterStatus {
+        let accelerator = accel::outlook(self.config.accel, &self.config.state_dir);
+        let (kernel, problem) = match boot::kernel_path(&self.config) {
+            Ok(kernel) => (Some(kernel), Qemu::find().err()),
+            Err(error) => (None, Some(error)),
+        };
+        let machines: Vec<_> = {
+            let running = self.running();
+            let live = running
+                .iter()
+                .filter_map(|(id, machine)| Some((id.clone(), machine.upgrade()?)));
+            live.filter(|(_, machine)| machine.ended().is_none())
+                .collect()
+        };
+        let machines = machines.into_iter().map(|(id, machine)| {
+            let statistics = machine.statistics().ok();
+            MachineStatus {
+                id,
+                name: machine.name().to_owned(),
+                pid: machine.process_id(),
+                uptime: statistics.map(|s| s.uptime_s),
+                disks: statistics.map_or(0, |s| s.disks),
+                unions: statistics.map_or(0, |s| s.unions),
+                processes: statistics.map_or(0, |s| s.processes),
+            }
+        });
+        MounterStatus {
+            accelerator: accelerator.0.map(|a| a.to_string()),
+            accelerator_reason: Some(accelerator.1),
+            kernel,
+            problem: problem.map(|error| error.to_string()),
+            machines: machines.collect(),
+        }
     }
 
     fn force_stop(&self, id: &LayerId) -> Result<(), MountError> {

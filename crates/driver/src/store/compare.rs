@@ -249,7 +249,11 @@ impl<W: Write> Write for Hashing<'_, W> {
     }
 }
 
-fn export_error(operation: &'static str, id: &LayerId, error: ExportError) -> DriverError {
+pub(super) fn export_error(
+    operation: &'static str,
+    id: &LayerId,
+    error: ExportError,
+) -> DriverError {
     match error.output_error() {
         Some(e) => DriverError::Output(io::Error::new(e.kind(), e.to_string())),
         None => layer_error(operation, id, layer_kind(error.kind()), error),

@@ -14,6 +14,7 @@ mod snapshot;
 mod space;
 mod status;
 mod verify;
+mod view;
 
 pub use apply::{Applied, ApplyRequest, Input, Placed, Staged};
 pub use compare::Chain;
@@ -28,6 +29,7 @@ pub(crate) use snapshot::{Copied, Snapshot};
 pub use space::{LayerSpace, Space};
 pub use status::{CacheEntry, StoreStatus};
 pub use verify::{Finding, VerifyReport};
+pub use view::ChainFile;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};

@@ -76,6 +76,7 @@ impl Store {
             return Err(DriverError::InvalidOption {
                 key: "size".into(),
                 value: size.to_string(),
+                origin: crate::Origin::Call,
                 allowed: "16 MiB to 16 TiB, in whole 4 KiB blocks".into(),
             });
         }

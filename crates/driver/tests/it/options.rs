@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use lcow_driver::{Accel, DiskFormat, DriverError, MounterKind, Options, SandboxOptions};
+use lcow_driver::{
+    Accel, DiskFormat, DriverError, MounterKind, Options, Origin, SandboxOptions, Setting,
+};
 
 fn parse(options: &[&str]) -> Result<Options, DriverError> {
-    Options::parse_with(options, |_| None)
+    Options::parse(options)
 }
 
 #[test]
-fn defaults_are_those_of_the_table() {
+fn spec_options_defaults_are_those_of_the_table() {
     let o = parse(&[]).unwrap();
     assert_eq!(o, Options::default());
     assert!(!o.global_mode && !o.verity);
@@ -25,7 +27,7 @@ fn defaults_are_those_of_the_table() {
 }
 
 #[test]
-fn every_key_is_read_in_any_case_and_the_last_of_two_counts() {
+fn spec_options_every_key_is_read_in_any_case_and_the_last_of_two_counts() {
     let o = parse(&[
         "LCOW.GlobalMode=TRUE",
         "lcow.sandboxsize=20",
@@ -56,38 +58,110 @@ fn every_key_is_read_in_any_case_and_the_last_of_two_counts() {
     assert_eq!((o.accel, o.mounter), (Accel::Tcg, MounterKind::Host));
 }
 
-#[test]
-fn the_timeout_comes_from_the_option_then_the_environment_then_the_default() {
-    let table = [
-        (&["lcow.timeout=5"][..], Some("9"), 5),
-        (&["lcow.timeout=0"][..], Some("9"), 9),
-        (&["lcow.timeout=0"][..], None, 300),
-        (&[][..], Some("9"), 9),
-        (&[][..], Some("0"), 300),
-        (&[][..], None, 300),
-    ];
-    for (options, variable, seconds) in table {
-        let o = Options::parse_with(options, |name| {
-            assert_eq!(name, "LCOW_TIMEOUT_SECONDS");
-            variable.map(str::to_owned)
-        });
-        assert_eq!(
-            o.unwrap().timeout,
-            Duration::from_secs(seconds),
-            "{options:?} {variable:?}"
-        );
+fn setting(key: &str, value: &str, origin: Origin) -> Setting {
+    Setting {
+        key: key.to_owned(),
+        value: value.to_owned(),
+        origin,
     }
-    let e = Options::parse_with::<&str>([], |_| Some("soon".into()))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        e.contains("LCOW_TIMEOUT_SECONDS") && e.contains("soon"),
-        "{e}"
-    );
+}
+
+fn file(key: &str, value: &str) -> Setting {
+    setting(key, value, Origin::File("/etc/lcow/config.toml".into()))
+}
+
+fn environment(variables: &[(&str, &str)]) -> Vec<Setting> {
+    let owned = variables
+        .iter()
+        .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()));
+    Setting::from_environment(owned).collect()
 }
 
 #[test]
-fn errors_name_the_key_the_value_and_what_is_allowed() {
+fn spec_options_timeout_comes_from_the_option_then_the_environment_then_the_default() {
+    let table = [
+        (&["lcow.timeout=5"][..], Some("9"), None, 5),
+        (&["lcow.timeout=0"][..], Some("9"), None, 9),
+        (&["lcow.timeout=0"][..], None, None, 300),
+        (&[][..], Some("9"), None, 9),
+        (&[][..], Some("0"), None, 300),
+        (&[][..], None, None, 300),
+        (&[][..], None, Some("7"), 7),
+        (&[][..], Some("9"), Some("7"), 9),
+        (&["lcow.timeout=0"][..], Some("0"), Some("7"), 7),
+    ];
+    for (options, variable, in_file, seconds) in table {
+        let mut settings: Vec<_> = options.iter().map(|o| Setting::parse(o).unwrap()).collect();
+        settings.extend(
+            variable
+                .iter()
+                .flat_map(|v| environment(&[("LCOW_TIMEOUT_SECONDS", v)])),
+        );
+        settings.extend(in_file.map(|v| file("lcow.timeout", v)));
+        assert_eq!(
+            Options::resolve(&settings).unwrap().timeout,
+            Duration::from_secs(seconds),
+            "{settings:?}"
+        );
+    }
+}
+
+#[test]
+fn spec_options_come_from_the_call_the_environment_and_a_file_in_this_order() {
+    let mut settings = vec![
+        setting("LCOW.memory", "1000", Origin::Call),
+        file("lcow.memory", "100"),
+        file("lcow.cpus", "4"),
+        file("lcow.accel", "kvm"),
+    ];
+    settings.extend(environment(&[
+        ("LCOW_OPT_MEMORY", "500"),
+        ("LCOW_OPT_CPUS", "2"),
+        ("LCOW_OPT_TIMEOUT", "11"),
+        ("LCOW_TIMEOUT_SECONDS", "12"),
+        ("LCOW_ROOT", "/none/of/these"),
+        ("HOME", "/root"),
+    ]));
+    let o = Options::resolve(&settings).unwrap();
+    assert_eq!((o.memory_mib, o.cpus, o.accel), (1000, 2, Accel::Kvm));
+    assert_eq!(o.timeout, Duration::from_secs(11));
+
+    // What does not count is held against the table all the same, and the error says where it is.
+    let table = [
+        (
+            file("lcow.memory", "1"),
+            &["lcow.memory", "\"1\"", "/etc/lcow/config.toml", "MiB"][..],
+        ),
+        (
+            file("lcow.kernal", "x"),
+            &["lcow.kernal", "config.toml", "lcow.kernel"],
+        ),
+        (
+            environment(&[("LCOW_OPT_CPUS", "many")]).remove(0),
+            &["LCOW_OPT_CPUS", "many", "1 to 256"],
+        ),
+        (
+            environment(&[("LCOW_OPT_KERNAL", "x")]).remove(0),
+            &["LCOW_OPT_KERNAL", "lcow.kernel"],
+        ),
+        (
+            environment(&[("LCOW_TIMEOUT_SECONDS", "soon")]).remove(0),
+            &["LCOW_TIMEOUT_SECONDS", "soon"],
+        ),
+    ];
+    for (bad, words) in table {
+        let settings = [setting("lcow.memory", "1000", Origin::Call), bad];
+        let e = Options::resolve(&settings).unwrap_err();
+        assert_eq!(e.kind(), lcow_driver::ErrorKind::Invalid);
+        let text = e.to_string();
+        for word in words {
+            assert!(text.contains(word), "{word:?} is not in {text:?}");
+        }
+    }
+}
+
+#[test]
+fn spec_options_errors_name_the_key_the_value_and_what_is_allowed() {
     let table = [
         ("lcow.sandboxsize=19", &["lcow.sandboxsize", "19", "20"][..]),
         ("lcow.sandboxsize=20G", &["lcow.sandboxsize", "20G", "GB"]),
@@ -124,7 +198,7 @@ fn errors_name_the_key_the_value_and_what_is_allowed() {
 }
 
 #[test]
-fn a_sandbox_takes_two_spellings_of_its_size() {
+fn spec_options_a_sandbox_takes_two_spellings_of_its_size() {
     let size = |option: &str| SandboxOptions::parse([option]).map(|o| o.size.unwrap());
     let table = [
         ("size=16M", 16 << 20),

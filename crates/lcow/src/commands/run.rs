@@ -187,6 +187,16 @@ impl Run {
 
 /// A machine by the store's options.
 pub(crate) fn machine_config(store: &Store, options: &Options) -> Result<MachineConfig> {
+    let unsupported = |what: &str| lcow_driver::DriverError::Unsupported {
+        what: what.to_owned(),
+        path: None,
+    };
+    if options.mounter == lcow_driver::MounterKind::Host {
+        return Err(unsupported("the option lcow.mounter=host").into());
+    }
+    if options.vhdx.is_some() {
+        return Err(unsupported("booting from a root disk (lcow.vhdx)").into());
+    }
     let mut machine = MachineConfig::new(store.uvm_dir()?);
     machine.memory_mib = options.memory_mib;
     machine.cpus = options.cpus;

@@ -60,6 +60,16 @@ pub(crate) fn prepare(config: &MachineConfig) -> Result<BootFiles, UvmError> {
     })
 }
 
+/// The kernel that [`prepare`] would take.
+pub(crate) fn kernel_path(config: &MachineConfig) -> Result<PathBuf, UvmError> {
+    let kernel = match (&config.kernel, &config.initrd) {
+        (Some(kernel), Some(_)) => kernel::open_kernel(kernel)?,
+        (Some(kernel), None) => kernel::with_modules(kernel, config)?.0,
+        (None, _) => kernel::newest(config)?.0,
+    };
+    Ok(kernel.path)
+}
+
 /// Makes a directory that only its owner may enter, and what leads to it.
 pub(crate) fn private_dir(path: &Path) -> Result<(), UvmError> {
     std::fs::DirBuilder::new()

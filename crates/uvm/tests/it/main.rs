@@ -10,4 +10,5 @@ mod fake;
 mod faults;
 mod mounter;
 mod processes;
+mod same;
 mod support;

@@ -56,6 +56,29 @@ impl Ls {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
         let tree = Subtree::open(self.source.open()?, b"")?;
         let node = find(&tree, &self.source, &self.path, Follow::No)?;
+        let listing = Listing {
+            long: self.long,
+            recursive: self.recursive,
+        };
+        listing.show(context, &tree, &self.path, node)
+    }
+}
+
+/// How files are listed.
+pub(crate) struct Listing {
+    pub(crate) long: bool,
+    pub(crate) recursive: bool,
+}
+
+impl Listing {
+    /// Lists what a directory of a tree holds, or the one file that is no directory.
+    pub(crate) fn show<T: Tree>(
+        &self,
+        context: &Context,
+        tree: &T,
+        path: &str,
+        node: Node,
+    ) -> Result<()> {
         let mut out = BufWriter::new(output::stdout());
         let mut lines = Vec::new();
         // Shown paths are below what was asked for; a file is shown by its own name.
@@ -64,8 +87,8 @@ impl Ls {
             .first()
             .is_some_and(|(_, n)| n.file_type() != FileType::Directory);
         if single && let Some((_, node)) = todo.pop() {
-            let name = inside(self.path.rsplit('/').next().unwrap_or_default());
-            self.one(context, &tree, &name, &node, &mut out, &mut lines)?;
+            let name = inside(path.rsplit('/').next().unwrap_or_default());
+            self.one(context, tree, &name, &node, &mut out, &mut lines)?;
         }
         while let Some((path, dir)) = todo.pop() {
             let mut below = Vec::new();
@@ -76,7 +99,7 @@ impl Ls {
                     path.push(b'/');
                 }
                 path.extend_from_slice(&entry.name);
-                self.one(context, &tree, &path, &node, &mut out, &mut lines)?;
+                self.one(context, tree, &path, &node, &mut out, &mut lines)?;
                 if self.recursive && node.file_type() == FileType::Directory {
                     below.push((path, node));
                 }
@@ -91,10 +114,10 @@ impl Ls {
         Ok(())
     }
 
-    fn one(
+    fn one<T: Tree>(
         &self,
         context: &Context,
-        tree: &Subtree<SourceDisk>,
+        tree: &T,
         path: &[u8],
         node: &Node,
         out: &mut impl Write,

@@ -4,7 +4,7 @@ mod convert;
 pub(crate) mod flatten;
 mod from_tar;
 mod inspect;
-mod ls;
+pub(crate) mod ls;
 mod mkfs;
 mod new_disk;
 mod to_tar;
@@ -214,7 +214,7 @@ pub(crate) fn source_date_epoch() -> Option<i64> {
 }
 
 /// A path given by a person, as a path in a file system.
-fn inside(path: &str) -> Vec<u8> {
+pub(crate) fn inside(path: &str) -> Vec<u8> {
     path.trim_start_matches('/').as_bytes().to_vec()
 }
 

@@ -1,10 +1,10 @@
-//! `lcow layer create`, `apply` and `rm`.
+//! `lcow layer create`, `create-rw`, `apply`, `commit` and `rm`.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use lcow_driver::{ApplyRequest, Input, LayerId, Removed};
+use lcow_driver::{ApplyRequest, Input, LayerId, Removed, SandboxOptions};
 
 use super::find;
 use crate::containers::Containers;
@@ -40,6 +40,74 @@ impl Create {
             output::json(&serde_json::json!({ "id": self.id }))
         } else {
             output::line(&self.id)
+        }
+    }
+}
+
+/// Make a sandbox: the writable disk of a container
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  lcow layer create-rw work --parent demo
+  lcow layer create-rw work --parent demo --storage-opt size=512m --storage-opt lcow.sandboxformat=vhdx")]
+pub(crate) struct CreateRw {
+    /// The new sandbox's id
+    #[arg(value_name = "ID")]
+    id: LayerId,
+    /// The layer it is built on
+    #[arg(long, value_name = "LAYER")]
+    parent: Option<String>,
+    /// An option of the disk: size, lcow.sandboxsize, lcow.sandboxformat, journal (may be repeated)
+    #[arg(long = "storage-opt", value_name = "KEY=VALUE")]
+    storage: Vec<String>,
+}
+
+impl CreateRw {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let store = context.store()?;
+        let parent = self
+            .parent
+            .as_deref()
+            .map(|query| find(&store, query))
+            .transpose()?;
+        let options = SandboxOptions::parse(&self.storage)?;
+        store.create_read_write(&self.id, parent.as_ref(), &options)?;
+        if context.json {
+            output::json(&store.metadata(&self.id)?)
+        } else {
+            output::line(&self.id)
+        }
+    }
+}
+
+/// Make a layer of what a sandbox changed in its parent
+#[derive(Debug, Args)]
+#[command(after_help = "The sandbox stays as it is. No utility VM is started.
+
+Examples:
+  lcow layer commit work changed
+  lcow layer commit work changed --json")]
+pub(crate) struct Commit {
+    /// Id of the sandbox, or name of its container
+    #[arg(value_name = "SANDBOX")]
+    sandbox: String,
+    /// The new layer's id
+    #[arg(value_name = "ID")]
+    id: LayerId,
+}
+
+impl Commit {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let cancel = context.cancel_on_signals()?;
+        let store = context.store()?;
+        let sandbox = find(&store, &self.sandbox)?;
+        let progress = Progress::new(context.quiet);
+        progress.begin("committing", None);
+        let applied = store.commit(&sandbox, &self.id, &cancel)?;
+        progress.end(None);
+        if context.json {
+            output::json(&applied)
+        } else {
+            output::line(applied.record.diff_id)
         }
     }
 }
@@ -86,7 +154,10 @@ impl Apply {
 #[derive(Debug, Args)]
 #[command(
     after_help = "A layer that others are built on, or that is in use, is not removed. Layers of images go with `lcow rmi`,
-sandboxes with `lcow rm`."
+sandboxes of containers with `lcow rm`.
+
+Example:
+  lcow layer rm top base"
 )]
 pub(crate) struct Rm {
     /// Ids

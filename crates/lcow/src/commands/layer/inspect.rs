@@ -1,4 +1,4 @@
-//! `lcow layer inspect` and `verify`.
+//! `lcow layer inspect`, `path`, `exists` and `verify`.
 
 use anyhow::Result;
 use clap::Args;
@@ -98,6 +98,53 @@ impl Inspect {
             }
         }
         Ok(())
+    }
+}
+
+/// Show a layer's directory in the data root
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  ls -l $(lcow layer path demo)")]
+pub(crate) struct Location {
+    /// Id, or name of an image or container
+    #[arg(value_name = "LAYER")]
+    layer: String,
+}
+
+impl Location {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let store = context.store()?;
+        let id = find(&store, &self.layer)?;
+        let path = store.layer_path(&id)?;
+        if context.json {
+            output::json(&serde_json::json!({ "id": id, "path": path }))
+        } else {
+            output::line(path.display())
+        }
+    }
+}
+
+/// Tell whether there is a layer of that very id: exit code 0 if there is, else 1
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  lcow layer exists base || lcow layer create base")]
+pub(crate) struct Exists {
+    /// The id, in full
+    #[arg(value_name = "ID")]
+    id: LayerId,
+}
+
+impl Exists {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let exists = context.store()?.exists(&self.id)?;
+        if context.json {
+            output::json(&serde_json::json!({ "id": self.id, "exists": exists }))?;
+        }
+        if exists {
+            Ok(())
+        } else {
+            Err(lcow_driver::DriverError::NotFound { id: self.id }.into())
+        }
     }
 }
 

@@ -13,6 +13,10 @@ use crate::output;
 
 /// List layers and sandboxes
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  lcow layer ls
+  lcow layer ls --json
+  lcow layer rm $(lcow layer ls -q)")]
 pub(crate) struct Ls {}
 
 /// One layer, as every listing gives it.

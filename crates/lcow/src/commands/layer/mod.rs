@@ -1,6 +1,7 @@
 //! `lcow layer`: single layers of the store.
 
 mod change;
+mod files;
 mod inspect;
 mod ls;
 mod read;
@@ -23,14 +24,23 @@ use crate::errors::hinted;
 pub(crate) enum Layer {
     Ls(ls::Ls),
     Tree(tree::Tree),
+    #[command(visible_alias = "metadata")]
     Inspect(inspect::Inspect),
+    Path(inspect::Location),
+    Exists(inspect::Exists),
     Create(change::Create),
+    CreateRw(change::CreateRw),
     Apply(change::Apply),
     Diff(read::Diff),
     Changes(read::Changes),
+    DiffSize(read::DiffSize),
+    Files(files::Files),
+    Cat(files::Cat),
     Export(read::Export),
     Flatten(read::Flatten),
+    Commit(change::Commit),
     Verify(inspect::Verify),
+    #[command(visible_alias = "remove")]
     Rm(change::Rm),
 }
 
@@ -40,12 +50,19 @@ impl Layer {
             Self::Ls(command) => command.run(context),
             Self::Tree(command) => command.run(context),
             Self::Inspect(command) => command.run(context),
+            Self::Path(command) => command.run(context),
+            Self::Exists(command) => command.run(context),
             Self::Create(command) => command.run(context),
+            Self::CreateRw(command) => command.run(context),
             Self::Apply(command) => command.run(context),
             Self::Diff(command) => command.run(context),
             Self::Changes(command) => command.run(context),
+            Self::DiffSize(command) => command.run(context),
+            Self::Files(command) => command.run(context),
+            Self::Cat(command) => command.run(context),
             Self::Export(command) => command.run(context),
             Self::Flatten(command) => command.run(context),
+            Self::Commit(command) => command.run(context),
             Self::Verify(command) => command.run(context),
             Self::Rm(command) => command.run(context),
         }

@@ -6,15 +6,16 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lcow_driver::{Against, Chain, LayerDisk, Store};
-use lcow_layer::export::{ExportOptions, canonical};
+use lcow_layer::export::ExportOptions;
 use lcow_layer::union::Union;
 
 use super::find;
 use crate::commands::disk::flatten::FlatDisk;
-use crate::commands::disk::source_date_epoch;
+use crate::commands::disk::{inside, source_date_epoch};
 use crate::context::Context;
 use crate::errors::hinted;
 use crate::files::Output;
+use crate::output;
 
 /// Write a layer's changes as a tar
 #[derive(Debug, Args)]
@@ -57,6 +58,9 @@ impl Diff {
 
 /// List what a layer changes: A added, C changed, D deleted
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  lcow layer changes demo
+  lcow layer changes CONTAINER --against base --json")]
 pub(crate) struct Changes {
     /// Id, or name of an image or container
     #[arg(value_name = "LAYER")]
@@ -75,15 +79,46 @@ impl Changes {
     }
 }
 
+/// Show how much a layer changes: the bytes of files that are new or changed
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  lcow layer diff-size CONTAINER
+  lcow layer diff-size demo --against none")]
+pub(crate) struct DiffSize {
+    /// Id, or name of an image or container
+    #[arg(value_name = "LAYER")]
+    layer: String,
+    /// Another layer to compare with, or `none` [default: its parent]
+    #[arg(long, value_name = "LAYER")]
+    against: Option<String>,
+}
+
+impl DiffSize {
+    pub(crate) fn run(self, context: &Context) -> Result<()> {
+        let store = context.store()?;
+        let id = find(&store, &self.layer)?;
+        let size = store.diff_size(&id, &against(&store, self.against.as_deref())?)?;
+        if context.json {
+            output::json(&serde_json::json!({ "id": id, "size": size }))
+        } else {
+            output::line(size)
+        }
+    }
+}
+
 /// Write all files of a layer and its parents as one tar
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   lcow layer export demo -o rootfs.tar
+  lcow layer export demo /etc | tar -t
   lcow layer export demo | lcow disk from-tar -o rootfs.ext4")]
 pub(crate) struct Export {
     /// Id, or name of an image or container
     #[arg(value_name = "LAYER")]
     layer: String,
+    /// The directory to write, with names from there on
+    #[arg(default_value = "/", value_name = "PATH")]
+    path: String,
     /// Where to; `-` for standard output
     #[arg(short, long, default_value = "-", value_name = "TAR")]
     output: PathBuf,
@@ -94,13 +129,13 @@ impl Export {
         let store = context.store()?;
         let id = find(&store, &self.layer)?;
         let chain = store.open_chain(&id)?;
-        let union = contents(&chain)?;
+        contents(&chain)?;
         let mut writer = BufWriter::with_capacity(1 << 20, Output::create(&self.output, true)?);
         let options = ExportOptions {
             overlay_whiteouts: false,
             source_date_epoch: source_date_epoch(),
         };
-        canonical(union, &options, &mut writer)?;
+        chain.archive(&inside(&self.path), &options, &mut writer)?;
         finish(writer, &self.output)
     }
 }
@@ -133,7 +168,7 @@ impl Flatten {
     }
 }
 
-fn contents(chain: &Chain) -> Result<&Union<LayerDisk>> {
+pub(super) fn contents(chain: &Chain) -> Result<&Union<LayerDisk>> {
     chain.union().ok_or_else(|| {
         hinted(
             format!("layer {} and its parents have no contents", chain.id()),
