@@ -30,8 +30,9 @@ age: ## Age disks for long, mounted and in utility VMs, and compare what is read
 	@LCOW_AGE=20 cargo test --locked -p lcow-ext4 --test reader journal:: -- --nocapture
 	@LCOW_AGE=20 cargo test --locked -p lcow-uvm --test it aged:: -- --nocapture
 
-crash: ## A million states that power cuts may leave of a store
+crash: ## A million states that power cuts may leave of a store; every call failing
 	@LCOW_POWER_CUTS=40 cargo test --locked -p lcow-driver --test it power:: -- --nocapture
+	@LCOW_FAULTS=all cargo test --locked -p lcow-driver --test it failing:: -- --nocapture
 
 model: ## A million random operations on a store beside a model of it, and 50,000 schedules of threads with handles
 	@LCOW_MODEL_STEPS=1000000 cargo test --locked -p lcow-driver --test it model:: -- --nocapture

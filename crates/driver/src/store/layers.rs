@@ -447,6 +447,7 @@ impl HalfLayer {
     /// Makes the layer visible. `Ok(false)`: there is one of that id already.
     pub(super) fn place(self, inner: &Inner, id: &LayerId) -> Result<bool, DriverError> {
         self.files.sync_dir(&self.dir)?;
+        let own = self.files.look(&self.dir)?.map(|m| m.identity);
         {
             let _guard = inner.commit_lock()?;
             if let Some((parent, rest)) = self.chain.split_first() {
@@ -465,9 +466,36 @@ impl HalfLayer {
                 return Ok(false);
             }
         }
-        self.files.sync_dir(&inner.root)?;
+        if let Err(e) = self.files.sync_dir(&inner.root) {
+            if let Err(error) = self.take_back(inner, id, own) {
+                tracing::warn!(layer = %id, %error, "a layer that may not be durable stays");
+            }
+            return Err(e);
+        }
         drop(self.temp);
         Ok(true)
+    }
+
+    /// Hides a layer again that could not be made durable, unless somebody uses it by now.
+    fn take_back(
+        &self,
+        inner: &Inner,
+        id: &LayerId,
+        own: Option<(u64, u64)>,
+    ) -> Result<(), DriverError> {
+        let path = inner.path(id);
+        let _guard = inner.commit_lock()?;
+        let found = self.files.look(&path)?.map(|m| m.identity);
+        if found != own || !inner.children(id)?.is_empty() {
+            return Ok(());
+        }
+        match self
+            .files
+            .try_lock(&path, OpenMode::Read, LockMode::Exclusive)?
+        {
+            Ok(_locked) => self.files.rename(&path, &self.dir),
+            Err(_) => Ok(()),
+        }
     }
 }
 

@@ -34,9 +34,7 @@ impl Store {
             by: file.holders(),
         })?;
         self.0.sandbox_is_free(id)?;
-        if files.ensure_dir(&directory)? {
-            files.sync_dir(self.root())?;
-        }
+        files.ensure_dir(&directory)?;
         // The index of shared disks must not offer this one any more.
         if let Ok(Some(disk)) = files.look(&path.join("layer.vhd")) {
             self.forget_shared(disk.identity)?;
@@ -53,8 +51,9 @@ impl Store {
             number += 1;
         };
         self.0.forget(id);
-        files.sync_dir(&directory)?;
+        // The root first: with it become durable the quarantine's own name, should who made it have died, and the rename.
         files.sync_dir(self.root())?;
+        files.sync_dir(&directory)?;
         Ok(aside)
     }
 

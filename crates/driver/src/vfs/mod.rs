@@ -8,6 +8,8 @@
 //! A call that a signal interrupted is started again, never given back as [`io::ErrorKind::Interrupted`]. New files are
 //! 0600, new directories 0700. Symbolic links are not followed where nothing else is said.
 
+#[cfg(feature = "testing")]
+pub mod faulty;
 mod real;
 #[cfg(feature = "testing")]
 pub mod sim;

@@ -6,19 +6,14 @@
 //!
 //! `LCOW_POWER_CUTS` is how many times more states are looked at than in an ordinary run: see `make crash`.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lcow_driver::vfs::Vfs;
 use lcow_driver::vfs::sim::{Depth, Lie, Sim, World};
-use lcow_driver::{
-    ApplyRequest, Cancel, DiskFormat, DriverError, Input, Kind, OpenOptions, SandboxOptions, Store,
-};
+use lcow_driver::{DriverError, Kind, Store};
 
-use crate::common::{id, tar};
-
-const ROOT: &str = "/data/root";
+use crate::life::{ROOT, STEPS, View, blank, open_on, view};
 
 /// How many times more than usual.
 fn factor() -> usize {
@@ -27,117 +22,7 @@ fn factor() -> usize {
 }
 
 fn open(sim: &Sim) -> Result<Store, DriverError> {
-    let options = OpenOptions {
-        vfs: Arc::new(sim.clone()),
-        ..OpenOptions::default()
-    };
-    Store::open(Path::new(ROOT), options)
-}
-
-/// An empty file system.
-fn blank() -> World {
-    let sim = Sim::new(World::default());
-    sim.create_dir(Path::new("/data")).unwrap();
-    sim.world()
-}
-
-/// Says whether what it did, or found done, was acknowledged.
-type Step = (&'static str, fn(&Store) -> Result<bool, DriverError>);
-
-fn import(store: &Store, name: &str, parent: Option<&str>) -> Result<bool, DriverError> {
-    let content = [name.as_bytes(), &[7; 3000]].concat();
-    let bytes = tar(&[
-        ("file", &content),
-        ("etc/", b""),
-        ("etc/name", name.as_bytes()),
-    ]);
-    let parent = parent.map(id);
-    let (request, cancel) = (ApplyRequest::default(), Cancel::new());
-    let input = Input::Reader(&mut &*bytes);
-    store
-        .import(&id(name), parent.as_ref(), input, &request, &cancel)
-        .map(|_| true)
-}
-
-/// A store's life. Each step does one thing, and may find it done.
-const STEPS: &[Step] = &[
-    ("open", |_| Ok(true)),
-    ("create", |store| done(store.create(&id("empty"), None))),
-    ("create a child", |store| {
-        done(store.create(&id("child"), Some(&id("empty"))))
-    }),
-    ("apply", |store| {
-        let bytes = tar(&[("applied", &[3; 5000])]);
-        let input = Input::Reader(&mut &*bytes);
-        let (request, cancel) = (ApplyRequest::default(), Cancel::new());
-        done(store.apply_diff(&id("child"), None, input, &request, &cancel))
-    }),
-    ("import", |store| import(store, "base", None)),
-    ("import on top", |store| import(store, "top", Some("base"))),
-    ("create a sandbox", |store| {
-        let options = SandboxOptions {
-            size: Some(16 << 20),
-            ..SandboxOptions::default()
-        };
-        done(store.create_read_write(&id("box"), Some(&id("top")), &options))
-    }),
-    ("create a VHDX sandbox", |store| {
-        let options = SandboxOptions {
-            size: Some(16 << 20),
-            format: Some(DiskFormat::Vhdx),
-            ..SandboxOptions::default()
-        };
-        done(store.create_read_write(&id("boxx"), Some(&id("top")), &options))
-    }),
-    ("commit", |store| {
-        done(store.commit(&id("box"), &id("committed"), &Cancel::new()))
-    }),
-    ("write a record", |store| {
-        done(store.replace_file(&store.containers_dir().join("c.json"), b"first"))
-    }),
-    ("replace a record", |store| {
-        done(store.replace_file(&store.containers_dir().join("c.json"), &[b'x'; 9000]))
-    }),
-    ("delete a record", |store| {
-        done(store.remove_file(&store.containers_dir().join("c.json")))
-    }),
-    ("remove a sandbox", |store| done(store.remove(&id("box")))),
-    ("remove a layer", |store| done(store.remove(&id("child")))),
-    ("make it anew", |store| import(store, "child", Some("base"))),
-];
-
-/// An error because it is done already acknowledges nothing.
-fn done<T>(result: Result<T, DriverError>) -> Result<bool, DriverError> {
-    match result {
-        Ok(_) => Ok(true),
-        Err(DriverError::AlreadyExists { .. } | DriverError::AlreadyApplied { .. }) => Ok(false),
-        Err(e) => Err(e),
-    }
-}
-
-/// What is to be seen of a store: by path, what tells bytes from other ones. Of a layer without contents only the chain counts:
-/// its record may say what is about to be applied.
-type View = BTreeMap<PathBuf, Option<u64>>;
-
-fn view(world: &World) -> View {
-    let mut tree = world.tree(Path::new(ROOT));
-    let empty: Vec<PathBuf> = tree
-        .keys()
-        .filter(|p| p.ends_with("layer.json"))
-        .filter_map(|p| Some(p.parent()?.to_owned()))
-        .filter(|dir| {
-            !["layer.vhd", "sandbox.vhd", "sandbox.vhdx"]
-                .iter()
-                .any(|d| tree.contains_key(&dir.join(d)))
-        })
-        .collect();
-    for dir in empty {
-        tree.insert(dir.join("layer.json"), None);
-    }
-    tree.retain(|path, _| {
-        !path.starts_with("tmp") && !path.starts_with("cache") && path != Path::new("lock")
-    });
-    tree
+    open_on(Arc::new(sim.clone()))
 }
 
 /// What the store of a world must look like.
