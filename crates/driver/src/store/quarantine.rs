@@ -35,6 +35,8 @@ impl Store {
         })?;
         self.0.sandbox_is_free(id)?;
         files.ensure_dir(&directory)?;
+        // Always: who made it may have died before this.
+        files.sync_dir(self.root())?;
         // The index of shared disks must not offer this one any more.
         if let Ok(Some(disk)) = files.look(&path.join("layer.vhd")) {
             self.forget_shared(disk.identity)?;
@@ -51,9 +53,7 @@ impl Store {
             number += 1;
         };
         self.0.forget(id);
-        // The root first: with it become durable the quarantine's own name, should who made it have died, and the rename.
         files.sync_dir(self.root())?;
-        files.sync_dir(&directory)?;
         Ok(aside)
     }
 
