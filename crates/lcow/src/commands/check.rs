@@ -11,9 +11,10 @@ use crate::output;
 /// Check every layer of the store, and put damaged ones aside
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Chains, records, footers, every structure of every file system, and that each layer's tar comes out of its disk again.
-Layers that are in use are passed over. Nothing is changed without --repair, and nothing is ever deleted: a damaged layer moves to
-the data root's `quarantine` directory, whole. Loading its image again brings it back, and all that stands on it.
+    after_help = "Chains, records, footers, every structure of every file system, and that each layer's tar comes out
+of its disk again. Layers that are in use are passed over. Nothing is changed without --repair, and
+nothing is ever deleted: a damaged layer moves to the data root's `quarantine` directory, whole.
+Loading its image again brings it back, and all that stands on it.
 
 Exit code 1 if anything is wrong, with --repair if anything still is.
 

@@ -14,8 +14,9 @@ use crate::output;
 /// Show what takes space
 #[derive(Debug, Args)]
 #[command(
-    after_help = "APPARENT is what files seem to take, ON DISK what is allocated to them. A disk that several layers share is
-counted once in ON DISK, and SHARED is what that saves. RECLAIMABLE is what `lcow prune` would free.
+    after_help = "APPARENT is what files seem to take, ON DISK what is allocated to them. A disk that several layers
+share is counted once in ON DISK, and SHARED is what that saves. RECLAIMABLE is what
+`lcow prune --cache` would free.
 
 Examples:
   lcow df

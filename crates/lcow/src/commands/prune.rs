@@ -12,8 +12,8 @@ use crate::output;
 /// Remove what nothing needs any more
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Layers that came with images no longer here, documents of such images, half-made things of processes that died.
-Layers that you made under ids of your own stay, and so does what is in quarantine.
+    after_help = "Layers that came with images no longer here, documents of such images, half-made things of processes
+that died. Layers that you made under ids of your own stay, and so does what is in quarantine.
 
 Examples:
   lcow prune --dry-run       what would go
