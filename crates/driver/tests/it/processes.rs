@@ -177,3 +177,40 @@ fn creating_children_and_removing_their_parent_never_leaves_an_orphan() {
         }
     }
 }
+
+#[test]
+fn nobody_waits_for_an_apply_that_goes_on_elsewhere() {
+    let store = root();
+    import(&store, "base", None, &tar(&[("f", b"x")]));
+    let peers = [
+        Peer::start("half-import", store.root()),
+        Peer::start("half-apply", store.root()),
+    ];
+    // Both are in the middle of a tar, and stay there.
+    import(&store, "top", Some("base"), &tar(&[("g", b"y")]));
+    store
+        .create_read_write(&id("box"), Some(&id("top")), &small_sandbox())
+        .unwrap();
+    let cancel = Default::default();
+    store.commit(&id("box"), &id("committed"), &cancel).unwrap();
+    for name in ["base", "top", "box", "committed"] {
+        assert!(store.verify(&id(name), &cancel).unwrap().is_good());
+        store.changes(&id(name), &Default::default()).unwrap();
+        store
+            .diff(
+                &id(name),
+                &Default::default(),
+                &mut std::io::sink(),
+                &cancel,
+            )
+            .unwrap();
+        store.metadata(&id(name)).unwrap();
+    }
+    store.remove(&id("box")).unwrap();
+    assert_eq!(store.layers().unwrap().len(), 4, "the one half applied too");
+    store.space().unwrap();
+    assert!(open(store.root()).unwrap().recovery().is_empty());
+    // What is applied is what stays out of reach.
+    assert_eq!(kind(store.remove(&id("layer"))), ErrorKind::InUse);
+    peers.into_iter().for_each(Peer::kill);
+}
