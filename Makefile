@@ -30,9 +30,11 @@ age: ## Age disks for long, mounted and in utility VMs, and compare what is read
 	@LCOW_AGE=20 cargo test --locked -p lcow-ext4 --test reader journal:: -- --nocapture
 	@LCOW_AGE=20 cargo test --locked -p lcow-uvm --test it aged:: -- --nocapture
 
-crash: ## A million states that power cuts may leave of a store; every call failing
+crash: ## Millions of power cuts of a store, 1,000 of them real (root), kills at every system call, every call failing
 	@LCOW_POWER_CUTS=40 cargo test --locked -p lcow-driver --test it power:: -- --nocapture
 	@LCOW_FAULTS=all cargo test --locked -p lcow-driver --test it failing:: -- --nocapture
+	@LCOW_SHUTDOWNS=1000 cargo test --locked -p lcow-driver --test it shutdown:: -- --nocapture
+	@LCOW_KILLS=all cargo test --locked -p lcow-driver --test it kills:: -- --nocapture
 
 model: ## A million random operations on a store beside a model of it, and 50,000 schedules of threads with handles
 	@LCOW_MODEL_STEPS=1000000 cargo test --locked -p lcow-driver --test it model:: -- --nocapture

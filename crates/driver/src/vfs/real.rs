@@ -125,7 +125,7 @@ impl VfsFile for HostFile {
 
     fn become_clone_of(&self, from: &dyn VfsFile) -> io::Result<Cloned> {
         let from = from.as_file().ok_or(io::ErrorKind::CrossesDevices)?;
-        clone::clone(from, self.0.file())
+        retried(|| clone::clone(from, self.0.file()))
     }
 
     fn as_file(&self) -> Option<&File> {

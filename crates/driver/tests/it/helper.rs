@@ -92,6 +92,7 @@ fn play(role: &str, root: &Path) {
             }
         }
         "model" => crate::model::play(root),
+        "step" => crate::kills::play(root),
         "create" => {
             let store = open(Access::Shared, Default::default());
             println!("{READY}");

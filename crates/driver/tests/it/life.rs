@@ -1,6 +1,8 @@
 //! A store's life in steps, each of which does one thing: run on simulated file systems.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -114,7 +116,31 @@ fn done<T>(result: Result<T, DriverError>) -> Result<bool, DriverError> {
 pub(crate) type View = BTreeMap<PathBuf, Option<u64>>;
 
 pub(crate) fn view(world: &World) -> View {
-    let mut tree = world.tree(Path::new(ROOT));
+    seen(world.tree(Path::new(ROOT)))
+}
+
+/// As [`view`], on the host's file system.
+pub(crate) fn host_view(root: &Path) -> std::io::Result<View> {
+    let mut tree = View::new();
+    let mut todo = vec![root.to_owned()];
+    while let Some(path) = todo.pop() {
+        let content = if fs::symlink_metadata(&path)?.is_dir() {
+            for entry in fs::read_dir(&path)? {
+                todo.push(entry?.path());
+            }
+            None
+        } else {
+            let mut hasher = DefaultHasher::new();
+            fs::read(&path)?.hash(&mut hasher);
+            Some(hasher.finish())
+        };
+        let path = path.strip_prefix(root).unwrap_or(&path);
+        tree.insert(path.to_owned(), content);
+    }
+    Ok(seen(tree))
+}
+
+fn seen(mut tree: View) -> View {
     let empty: Vec<PathBuf> = tree
         .keys()
         .filter(|p| p.ends_with("layer.json"))
