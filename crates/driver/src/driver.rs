@@ -106,7 +106,11 @@ pub struct Cleanup {
     pub store: Recovery,
     /// What the mounter found of dead processes and took away.
     pub reaped: Vec<String>,
-    /// The mounter's failure, if it had one.
+    /// What this driver had mounted, and unmounted now.
+    pub stopped: Vec<LayerId>,
+    /// What it could not unmount; nothing of it stays mounted all the same.
+    pub not_stopped: Vec<(LayerId, MountError)>,
+    /// The mounter's failure to look for what dead processes left, if it had one.
     pub failed: Option<MountError>,
 }
 
@@ -214,12 +218,27 @@ impl<M: Mounter> GraphDriver<M> {
         self.0.store.remove(id)
     }
 
-    /// Finishes removals, deletes half-made things, and takes away what dead processes left mounted or running. Every step
-    /// is tried whatever became of the others.
+    /// Unmounts all that is mounted, finishes removals, deletes half-made things, and takes away what dead processes left
+    /// mounted or running. Every step is tried whatever became of the others. Handles stay, and mount again when they are
+    /// used again.
     ///
     /// # Errors
     /// [`DriverError::Io`] if the data root can't be listed.
     pub fn cleanup(&self) -> Result<Cleanup, DriverError> {
+        let (mut stopped, mut not_stopped) = (Vec::new(), Vec::new());
+        let mut entries: Vec<_> = lock(&self.0.entries).values().cloned().collect();
+        entries.sort_by(|a, b| a.id.cmp(&b.id));
+        for entry in entries {
+            let mut state = lock(&entry.state);
+            let Some(mounted) = state.mounted.take() else {
+                continue;
+            };
+            match self.0.mounter.unmount(&entry.id, &mounted) {
+                Ok(()) => stopped.push(entry.id.clone()),
+                Err(e) => not_stopped.push((entry.id.clone(), e)),
+            }
+            state.sandbox = None;
+        }
         let (reaped, failed) = match self.0.mounter.recover() {
             Ok(reaped) => (reaped, None),
             Err(e) => (Vec::new(), Some(e)),
@@ -227,6 +246,8 @@ impl<M: Mounter> GraphDriver<M> {
         Ok(Cleanup {
             store: self.0.store.cleanup()?,
             reaped,
+            stopped,
+            not_stopped,
             failed,
         })
     }

@@ -124,6 +124,15 @@ pub enum UvmError {
         #[source]
         source: io::Error,
     },
+    /// Several things failed, one after the other.
+    #[error("{first}; and then: {}", list(.rest))]
+    Several {
+        /// The first.
+        #[source]
+        first: Box<UvmError>,
+        /// The others, in order.
+        rest: Vec<UvmError>,
+    },
     /// Another error, with a directory that holds what is known about it: console, agent and kernel logs, the monitor's
     /// trace, its command line and exit status.
     #[error("{source} (diagnostics: {})", bundle.display())]
@@ -141,7 +150,23 @@ fn reasons(rejected: &[(PathBuf, String)]) -> String {
     })
 }
 
+fn list(errors: &[UvmError]) -> String {
+    let texts: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}
+
 impl UvmError {
+    /// This error, with those that followed it.
+    pub(crate) fn followed_by(self, rest: Vec<Self>) -> Self {
+        if rest.is_empty() {
+            return self;
+        }
+        Self::Several {
+            first: Box::new(self),
+            rest,
+        }
+    }
+
     pub(crate) fn io(
         operation: &'static str,
         path: impl Into<PathBuf>,
@@ -166,6 +191,7 @@ impl UvmError {
     pub fn cause(&self) -> &Self {
         match self {
             Self::Diagnosed { source, .. } => source.cause(),
+            Self::Several { first, .. } => first.cause(),
             other => other,
         }
     }
@@ -175,6 +201,7 @@ impl UvmError {
     pub fn bundle(&self) -> Option<&std::path::Path> {
         match self {
             Self::Diagnosed { bundle, .. } => Some(bundle),
+            Self::Several { first, .. } => first.bundle(),
             _ => None,
         }
     }

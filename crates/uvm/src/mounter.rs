@@ -155,11 +155,10 @@ impl Mounter for UtilityVms {
         machine.kill();
         forget();
         let mut failed = steps.into_iter().filter_map(Result::err);
-        let first = failed.next();
-        for also in failed {
-            tracing::warn!("ending the utility VM of {id}: {also}");
+        match failed.next() {
+            None => Ok(()),
+            Some(first) => Err(first.followed_by(failed.collect()).into()),
         }
-        first.map_or(Ok(()), |error| Err(error.into()))
     }
 
     fn freeze(

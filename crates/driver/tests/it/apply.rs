@@ -29,7 +29,7 @@ fn each_isolation(test: impl Fn(&Store)) {
 }
 
 #[test]
-fn both_isolations_give_the_same_bytes() {
+fn spec_apply_diff_keeps_both_isolations_give_the_same_bytes() {
     let bytes = tar(&[
         ("dir/", b""),
         ("dir/file", &noise(300_000, 3)),
@@ -66,7 +66,7 @@ fn raw(store: &Store, dir: &std::path::Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn apply_gives_a_created_layer_its_contents_once() {
+fn spec_apply_diff_keeps_giving_a_created_layer_its_contents_once() {
     each_isolation(|store| {
         let bytes = tar(&[("f", b"hello")]);
         let request = ApplyRequest::default();
@@ -113,7 +113,7 @@ impl AppliedSize for lcow_driver::Metadata {
 }
 
 #[test]
-fn a_bad_tar_leaves_nothing_and_says_what_is_wrong() {
+fn spec_apply_diff_mends_a_bad_tar_leaves_nothing_and_says_what_is_wrong() {
     each_isolation(|store| {
         let good = tar(&[("file", &noise(200_000, 4))]);
         let mut hostile = tar(&[("aa/bb", b"x")]);
@@ -269,7 +269,7 @@ fn a_compressed_tar_is_recorded_as_it_came() {
 }
 
 #[test]
-fn a_cancelled_import_ends_soon_and_leaves_nothing() {
+fn spec_apply_diff_mends_a_cancelled_import_ends_soon_and_leaves_nothing() {
     each_isolation(|store| {
         let before = snapshot(store.root());
         let cancel = Cancel::new();
@@ -315,7 +315,7 @@ fn isolation_of(store: &Store) -> &'static str {
 }
 
 #[test]
-fn a_converter_that_dies_is_an_error_that_says_how() {
+fn spec_apply_diff_mends_a_converter_that_dies_is_an_error_that_says_how() {
     let dir = tempfile::tempdir().unwrap();
     let isolation = Isolation::Command {
         program: "/bin/sh".into(),
@@ -369,7 +369,7 @@ fn a_converter_that_dies_is_an_error_that_says_how() {
 }
 
 #[test]
-fn the_converter_has_given_up_everything() {
+fn spec_apply_diff_keeps_isolated_the_converter_has_given_up_everything() {
     if !lcow_testkit::is_root() {
         lcow_testkit::skip!("not root: there is little to give up");
     }
@@ -454,4 +454,61 @@ fn wait_for_child() -> (String, Vec<String>) {
         std::thread::sleep(Duration::from_millis(5));
     }
     panic!("no conversion child was seen");
+}
+
+#[test]
+fn spec_apply_diff_mends_the_tar_is_read_to_its_end_the_trailer_too() {
+    each_isolation(|store| {
+        let bytes = tar(&[("f", b"x")]);
+        // What a writer pads with, and what is no part of the archive any more: whoever writes it must not be left waiting.
+        let mut all = bytes.clone();
+        all.extend([0; 20 * 512]);
+        store.create(&id("a"), None).unwrap();
+        let mut rest = io::Cursor::new(all.clone());
+        let applied = store
+            .apply_diff(
+                &id("a"),
+                None,
+                Input::Reader(&mut rest),
+                &ApplyRequest::default(),
+                &Cancel::new(),
+            )
+            .unwrap();
+        assert_eq!(rest.position(), all.len() as u64);
+        assert_eq!(applied.record.tar_size, all.len() as u64);
+        assert_eq!(applied.record.diff_id, Digest::of(&all));
+        // What it returns is what is allocated to the layer's disk and sidecar.
+        let blocks = |name: &str| {
+            use std::os::unix::fs::MetadataExt;
+            fs::metadata(store.root().join("a").join(name))
+                .unwrap()
+                .blocks()
+                * 512
+        };
+        assert_eq!(applied.size, blocks("layer.vhd") + blocks("diff.split.zst"));
+    });
+}
+
+#[test]
+fn spec_apply_diff_keeps_the_maximum_and_leaves_nothing_above_it() {
+    assert_eq!(ApplyRequest::default().max_size, 128 << 30);
+    each_isolation(|store| {
+        store.create(&id("a"), None).unwrap();
+        let before = snapshot(store.root());
+        let bytes = tar(&[("f", &noise(3 << 20, 5))]);
+        let request = ApplyRequest {
+            max_size: 2 << 20,
+            ..ApplyRequest::default()
+        };
+        let applied = store.apply_diff(
+            &id("a"),
+            None,
+            Input::Reader(&mut &bytes[..]),
+            &request,
+            &Cancel::new(),
+        );
+        let error = applied.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+        assert_eq!(snapshot(store.root()), before);
+    });
 }

@@ -97,7 +97,7 @@ fn an_apply_that_died_between_its_renames_counts_as_none() {
 }
 
 #[test]
-fn removals_are_finished_and_stale_scratch_and_temporary_files_deleted() {
+fn spec_init_mends_removals_are_finished_and_stale_scratch_and_temporary_files_deleted() {
     let store = root();
     let path = store.root().to_owned();
     import(&store, "a", None, &tar(&[("f", b"x")]));

@@ -62,7 +62,7 @@ fn names(tar: &[u8]) -> Vec<String> {
 }
 
 #[test]
-fn a_layers_own_diff_is_the_tar_that_was_applied_byte_for_byte() {
+fn spec_diff_completes_a_layers_own_diff_is_the_tar_that_was_applied_byte_for_byte() {
     let store = chain();
     // Something that no canonical form has: an odd order, and padding at the end.
     let mut odd = tar(&[("z", &noise(70_000, 1)), ("a", b"x"), (".wh.keep", b"")]);
@@ -75,7 +75,7 @@ fn a_layers_own_diff_is_the_tar_that_was_applied_byte_for_byte() {
 }
 
 #[test]
-fn damage_is_an_error_and_never_another_tar() {
+fn spec_diff_mends_damage_is_an_error_and_never_another_tar() {
     let store = chain();
     let path = store.root().join("top/layer.vhd");
     let mut disk = fs::read(&path).unwrap();
@@ -94,7 +94,7 @@ fn damage_is_an_error_and_never_another_tar() {
 }
 
 #[test]
-fn changes_and_sizes_against_any_parent() {
+fn spec_changes_and_diff_size_complete_against_any_parent() {
     use ChangeKind::{Added, Deleted, Modified};
     let store = chain();
     let s = |list: &[(&str, ChangeKind)]| {
@@ -137,7 +137,7 @@ fn changes_and_sizes_against_any_parent() {
 }
 
 #[test]
-fn layers_without_contents_change_nothing() {
+fn spec_changes_complete_layers_without_contents_change_nothing() {
     let store = chain();
     store.create(&id("empty"), Some(&id("top"))).unwrap();
     assert_eq!(paths(&store, "empty", &Against::Parent), []);
@@ -170,7 +170,7 @@ fn write_sandbox(store: &Store, name: &str, upper: &[(&str, &[u8])]) {
 }
 
 #[test]
-fn a_stopped_sandbox_is_diffed_and_committed_without_a_vm() {
+fn spec_commit_a_stopped_sandbox_is_diffed_and_committed_without_a_vm() {
     use ChangeKind::{Added, Deleted, Modified};
     let store = chain();
     store
@@ -220,7 +220,7 @@ fn a_stopped_sandbox_is_diffed_and_committed_without_a_vm() {
 }
 
 #[test]
-fn a_commit_of_a_damaged_sandbox_fails_and_leaves_nothing() {
+fn spec_commit_of_a_damaged_sandbox_fails_and_leaves_nothing() {
     let store = chain();
     store
         .create_read_write(&id("box"), Some(&id("top")), &small_sandbox())
@@ -239,7 +239,7 @@ fn a_commit_of_a_damaged_sandbox_fails_and_leaves_nothing() {
 }
 
 #[test]
-fn files_are_read_by_path_seekable_and_without_the_parents() {
+fn spec_diff_getter_completes_files_are_read_by_path_seekable_and_without_the_parents() {
     let store = root();
     let content = noise(3 << 20, 2);
     import(&store, "base", None, &tar(&[("b", b"x")]));
@@ -276,7 +276,7 @@ fn files_are_read_by_path_seekable_and_without_the_parents() {
 }
 
 #[test]
-fn a_chain_is_seen_as_one_tree() {
+fn spec_read_only_access_a_chain_is_seen_as_one_tree() {
     use lcow_layer::tree::{Follow, Tree};
     let store = chain();
     let chain = store.open_chain(&id("top")).unwrap();

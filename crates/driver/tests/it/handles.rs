@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lcow_driver::{
-    Against, Cancel, ErrorKind, Frozen, GraphDriver, LayerId, MountError, MountRequest, Mounter,
-    Removed,
+    Against, Cancel, ErrorKind, Frozen, GraphDriver, LayerId, MachineStatus, MountError,
+    MountRequest, Mounter, MounterStatus, Removed,
 };
 
 use crate::common::{Root, id, import, kind, root, small_sandbox, tar};
@@ -80,6 +80,22 @@ impl Mounter for Fake {
         Ok(format!("/{}", request.id))
     }
 
+    fn status(&self) -> MounterStatus {
+        MounterStatus {
+            accelerator: Some("wishes".into()),
+            machines: vec![MachineStatus {
+                id: id("box"),
+                name: "m".into(),
+                pid: None,
+                uptime: Some(1),
+                disks: 3,
+                unions: 1,
+                processes: 0,
+            }],
+            ..MounterStatus::default()
+        }
+    }
+
     fn freeze(&self, id: &LayerId, mounted: &String) -> Result<Box<dyn Frozen>, MountError> {
         assert_eq!(*mounted, format!("/{id}"));
         self.note(format!("freeze {id}"));
@@ -118,7 +134,7 @@ fn driver() -> (Root, GraphDriver<Fake>) {
 }
 
 #[test]
-fn get_is_lazy_counted_and_mounts_once() {
+fn spec_get_keeps_lazy_and_mends_counted_and_mounts_once() {
     let (_root, driver) = driver();
     let one = driver.get(&id("box"), Some("label")).unwrap();
     let two = driver.get(&id("box"), None).unwrap();
@@ -143,7 +159,7 @@ fn get_is_lazy_counted_and_mounts_once() {
 }
 
 #[test]
-fn a_handle_that_was_never_used_unmounts_nothing() {
+fn spec_put_mends_a_handle_that_was_never_used_unmounts_nothing() {
     let (_root, driver) = driver();
     let handle = driver.get(&id("top"), None).unwrap();
     driver.put(handle).unwrap();
@@ -153,7 +169,7 @@ fn a_handle_that_was_never_used_unmounts_nothing() {
 }
 
 #[test]
-fn references_keep_a_layer_and_dropping_the_last_one_releases_it() {
+fn spec_put_keeps_the_last_reference_releases_the_layer() {
     let (_root, driver) = driver();
     let handle = driver.get(&id("box"), None).unwrap();
     handle.mounted().unwrap();
@@ -168,7 +184,7 @@ fn references_keep_a_layer_and_dropping_the_last_one_releases_it() {
 }
 
 #[test]
-fn a_failed_mount_leaves_the_handle_usable() {
+fn spec_get_a_failed_mount_leaves_the_handle_usable() {
     let (_root, driver) = driver();
     driver.mounter().fail_mount.store(true, Ordering::Relaxed);
     let handle = driver.get(&id("box"), None).unwrap();
@@ -181,7 +197,7 @@ fn a_failed_mount_leaves_the_handle_usable() {
 }
 
 #[test]
-fn a_failed_unmount_is_reported_and_releases_all_the_same() {
+fn spec_put_mends_a_failed_unmount_is_reported_and_releases_all_the_same() {
     let (_root, driver) = driver();
     driver.mounter().fail_unmount.store(true, Ordering::Relaxed);
     let handle = driver.get(&id("box"), None).unwrap();
@@ -222,7 +238,7 @@ fn sixty_four_threads_get_use_and_put_one_sandbox() {
 }
 
 #[test]
-fn status_and_cleanup_of_the_driver() {
+fn spec_status_completes_driver_mode_mounter_references_and_machines() {
     let (_root, driver) = driver();
     let handle = driver.get(&id("top"), None).unwrap();
     let status = driver.status().unwrap();
@@ -230,10 +246,41 @@ fn status_and_cleanup_of_the_driver() {
         (status.driver, status.mode, status.mounter),
         ("lcow", "safe", "fake")
     );
+    assert_eq!(lcow_driver::NAME, "lcow");
     assert_eq!(status.references, [(id("top"), 1)]);
     assert_eq!((status.store.layers, status.store.sandboxes), (2, 1));
+    assert_eq!(status.store.root, driver.store().root());
+    assert_eq!(status.mounting.machines[0].disks, 3);
+    assert_eq!(status.mounting.accelerator.as_deref(), Some("wishes"));
+    driver.put(handle).unwrap();
+}
+
+#[test]
+fn spec_cleanup_keeps_stopping_and_mends_saying_what_it_could_not_do() {
+    let (root, driver) = driver();
     let cleanup = driver.cleanup().unwrap();
     assert!(cleanup.store.is_empty() && cleanup.reaped.is_empty() && cleanup.failed.is_none());
+    assert!(cleanup.stopped.is_empty() && cleanup.not_stopped.is_empty());
+    // A removal that nobody finished, and something mounted.
+    std::fs::create_dir(root.root().join("old-removing")).unwrap();
+    let handle = driver.get(&id("box"), None).unwrap();
+    handle.mounted().unwrap();
+    let cleanup = driver.cleanup().unwrap();
+    assert_eq!(cleanup.stopped, [id("box")]);
+    assert_eq!(cleanup.store.removals_finished, ["old"]);
+    assert_eq!(
+        driver.mounter().take_log(),
+        ["mount [box]+top+base", "unmount box"]
+    );
+    drop(driver.store().lock_sandbox(&id("box")).unwrap());
+    // The handle still counts, and mounts again.
+    assert_eq!(kind(driver.remove(&id("box"), false)), ErrorKind::InUse);
+    handle.mounted().unwrap();
+    driver.mounter().fail_unmount.store(true, Ordering::Relaxed);
+    let cleanup = driver.cleanup().unwrap();
+    assert!(cleanup.stopped.is_empty());
+    let (layer, error) = &cleanup.not_stopped[0];
+    assert_eq!((layer, error.to_string()), (&id("box"), "stuck".to_owned()));
     driver.put(handle).unwrap();
 }
 

@@ -5,7 +5,7 @@ use lcow_driver::{ErrorKind, LayerId, MAX_ID};
 use crate::common::{id, kind, root};
 
 #[test]
-fn the_final_component_counts_in_both_kinds_of_path() {
+fn spec_names_mends_the_final_component_counts_in_both_kinds_of_path() {
     let table = [
         ("abc", "abc"),
         ("/var/lib/docker/lcow/abc", "abc"),
@@ -24,7 +24,7 @@ fn the_final_component_counts_in_both_kinds_of_path() {
 }
 
 #[test]
-fn unusable_and_reserved_ids_are_refused() {
+fn spec_names_mends_unusable_and_reserved_ids_are_refused() {
     let long = "x".repeat(MAX_ID + 1);
     let table = [
         "",
@@ -55,14 +55,14 @@ fn unusable_and_reserved_ids_are_refused() {
 }
 
 #[test]
-fn an_empty_parent_is_no_parent() {
+fn spec_names_mends_an_empty_parent_is_no_parent() {
     assert_eq!(LayerId::parent("").unwrap(), None);
     assert_eq!(LayerId::parent("a").unwrap(), Some(id("a")));
     assert_eq!(kind(LayerId::parent("..")), ErrorKind::Invalid);
 }
 
 #[test]
-fn the_longest_ids_can_be_made_and_removed() {
+fn spec_names_the_longest_ids_can_be_made_and_removed() {
     let store = root();
     // "-removing" does not fit behind these.
     for len in [MAX_ID, MAX_ID - 8, MAX_ID - 9] {

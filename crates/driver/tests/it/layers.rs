@@ -8,7 +8,7 @@ use lcow_driver::{DriverError, ErrorKind, Kind, Removed};
 use crate::common::{id, import, kind, root, snapshot, tar};
 
 #[test]
-fn init_makes_the_data_root_with_mode_0700() {
+fn spec_init_keeps_making_the_data_root_with_mode_0700() {
     let store = root();
     for name in ["", "cache", "scratch", "tmp", "images", "containers"] {
         let mode = fs::metadata(store.root().join(name))
@@ -27,7 +27,7 @@ fn init_makes_the_data_root_with_mode_0700() {
 }
 
 #[test]
-fn create_makes_the_chain_of_parent_and_its_parents() {
+fn spec_create_keeps_the_chain_of_parent_and_its_parents() {
     let store = root();
     store.create(&id("a"), None).unwrap();
     store.create(&id("b"), Some(&id("a"))).unwrap();
@@ -56,7 +56,7 @@ fn serde_json(path: &std::path::Path) -> Vec<String> {
 }
 
 #[test]
-fn create_refuses_existing_ids_and_missing_parents_and_leaves_nothing() {
+fn spec_create_mends_existing_ids_and_missing_parents_are_refused_and_nothing_left() {
     let store = root();
     store.create(&id("a"), None).unwrap();
     let before = snapshot(store.root());
@@ -75,7 +75,7 @@ fn create_refuses_existing_ids_and_missing_parents_and_leaves_nothing() {
 }
 
 #[test]
-fn exists_is_about_directories_only() {
+fn spec_exists_is_about_directories_only() {
     let store = root();
     fs::write(store.root().join("file"), "").unwrap();
     std::os::unix::fs::symlink("/etc", store.root().join("link")).unwrap();
@@ -92,7 +92,7 @@ fn exists_is_about_directories_only() {
 }
 
 #[test]
-fn remove_deletes_and_is_idempotent() {
+fn spec_remove_keeps_deleting_and_mends_idempotent() {
     let store = root();
     store.create(&id("a"), None).unwrap();
     assert_eq!(store.remove(&id("a")).unwrap(), Removed::Removed);
@@ -108,7 +108,7 @@ fn remove_deletes_and_is_idempotent() {
 }
 
 #[test]
-fn remove_refuses_parents_and_lists_their_children() {
+fn spec_remove_mends_parents_are_refused_and_their_children_listed() {
     let store = root();
     store.create(&id("a"), None).unwrap();
     for child in ["c", "b"] {
@@ -129,7 +129,7 @@ fn remove_refuses_parents_and_lists_their_children() {
 }
 
 #[test]
-fn remove_refuses_a_referenced_layer_and_names_the_process() {
+fn spec_remove_mends_a_referenced_layer_is_refused_and_the_process_named() {
     let store = root();
     store.create(&id("a"), None).unwrap();
     let (one, two) = (
@@ -148,7 +148,7 @@ fn remove_refuses_a_referenced_layer_and_names_the_process() {
 }
 
 #[test]
-fn a_directory_holds_one_disk_and_only_not_found_makes_the_other_be_looked_for() {
+fn spec_names_mends_only_not_found_makes_the_other_disk_be_looked_for() {
     let store = root();
     store.create(&id("a"), None).unwrap();
     assert_eq!(store.metadata(&id("a")).unwrap().kind, Kind::Empty);
@@ -164,7 +164,7 @@ fn a_directory_holds_one_disk_and_only_not_found_makes_the_other_be_looked_for()
 }
 
 #[test]
-fn metadata_tells_chain_kind_format_sizes_and_digests() {
+fn spec_metadata_completes_chain_kind_format_sizes_and_digests() {
     let store = root();
     let (base, top) = (tar(&[("a", b"1")]), tar(&[("b", b"2")]));
     import(&store, "base", None, &base);
@@ -233,7 +233,7 @@ fn a_chain_500_deep() {
 }
 
 #[test]
-fn status_counts_layers_and_bytes() {
+fn spec_status_completes_layers_and_bytes() {
     let store = root();
     import(&store, "a", None, &tar(&[("f", &[1; 100_000])]));
     store.create(&id("b"), None).unwrap();
@@ -248,7 +248,7 @@ fn status_counts_layers_and_bytes() {
 }
 
 #[test]
-fn verify_finds_damage_and_calls_a_good_layer_good() {
+fn spec_verify_finds_damage_and_calls_a_good_layer_good() {
     let store = root();
     let cancel = lcow_driver::Cancel::new();
     import(
@@ -296,4 +296,12 @@ fn verify_finds_damage_and_calls_a_good_layer_good() {
     fs::remove_dir_all(store.root().join("good")).unwrap();
     let report = store.verify(&id("bad"), &cancel).unwrap();
     assert_eq!(report.findings[0].check, "parents", "{report:?}");
+}
+
+#[test]
+fn spec_layer_path_keeps_the_layers_directory() {
+    let store = root();
+    store.create(&id("a"), None).unwrap();
+    assert_eq!(store.layer_path(&id("a")).unwrap(), store.root().join("a"));
+    assert_eq!(kind(store.layer_path(&id("b"))), ErrorKind::NotFound);
 }

@@ -20,6 +20,7 @@ mod page;
 mod power;
 mod processes;
 mod quarantine;
+mod rows;
 mod sandboxes;
 mod sharing;
 mod shutdown;

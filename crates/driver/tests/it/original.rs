@@ -8,7 +8,7 @@ use lcow_driver::{Against, Cancel, ChangeKind, DiskFormat, ErrorKind, Kind};
 use crate::common::{id, import, kind, open, root, small_sandbox, tar};
 
 #[test]
-fn chains_of_absolute_paths_are_read_by_their_final_components() {
+fn spec_names_keeps_chains_of_absolute_paths_are_read_by_their_final_components() {
     let table = [
         (
             r#"["C:\\ProgramData\\docker\\lcow\\top","C:\\ProgramData\\docker\\lcow\\base"]"#,
@@ -116,7 +116,7 @@ fn a_layer_without_a_record_and_with_a_bare_footer_is_read() {
 }
 
 #[test]
-fn a_store_that_was_moved_works_as_before() {
+fn spec_names_mends_a_store_that_was_moved_works_as_before() {
     let dir = tempfile::tempdir().unwrap();
     let (old, new) = (dir.path().join("old"), dir.path().join("new"));
     let bytes = tar(&[("f", b"x")]);

@@ -41,7 +41,7 @@ fn record(path: &Path, into: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn the_page_names_what_is_there_and_nothing_else() {
+fn spec_root_the_page_names_what_is_there_and_nothing_else() {
     let tables = lcow_testkit::page_tables("format/store.md");
     let [paths, store_fields, layer_fields] = tables.as_slice() else {
         panic!("{} tables", tables.len())

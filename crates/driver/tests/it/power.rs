@@ -210,7 +210,7 @@ fn depth(singles: bool, random: usize) -> Depth {
 }
 
 #[test]
-fn a_power_cut_at_any_moment_leaves_each_layer_whole_or_absent() {
+fn spec_root_a_power_cut_at_any_moment_leaves_each_layer_whole_or_absent() {
     let mut count = Count::default();
     let life = Life::new(Sim::new(blank()));
     let result = cut_a_life(&life, depth(true, 10), &mut count);

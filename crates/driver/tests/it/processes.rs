@@ -24,7 +24,7 @@ fn names(error: &DriverError, peer: &Peer) {
 }
 
 #[test]
-fn a_daemon_has_the_root_for_itself_and_commands_share_it() {
+fn spec_root_a_daemon_has_it_for_itself_and_commands_share_it() {
     let dir = tempfile::tempdir().unwrap();
     let daemon = Peer::start("exclusive", dir.path());
     names(&open(dir.path()).unwrap_err(), &daemon);

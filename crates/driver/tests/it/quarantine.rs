@@ -15,7 +15,7 @@ fn damage(store: &Root, name: &str) {
 }
 
 #[test]
-fn a_damaged_layer_is_put_aside_whole_and_comes_back_with_its_tar() {
+fn spec_repair_a_damaged_layer_is_put_aside_whole_and_comes_back_with_its_tar() {
     let store = root();
     let bytes = tar(&[("f", b"content")]);
     import(&store, "base", None, &bytes);

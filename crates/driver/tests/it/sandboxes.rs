@@ -25,7 +25,7 @@ fn raw(store: &crate::common::Root, name: &str, to: &Path) {
 }
 
 #[test]
-fn a_sandbox_of_any_size_is_blank_whole_and_sparse() {
+fn spec_create_read_write_completes_a_sandbox_of_any_size_is_blank_whole_and_sparse() {
     let store = root();
     import(&store, "base", None, &tar(&[("f", b"x")]));
     for (name, size) in [
@@ -62,7 +62,7 @@ fn a_sandbox_of_any_size_is_blank_whole_and_sparse() {
 }
 
 #[test]
-fn the_default_size_is_the_stores() {
+fn spec_create_read_write_keeps_the_default_size_is_the_stores() {
     let store = root();
     store
         .create_read_write(&id("s"), None, &SandboxOptions::default())
@@ -71,7 +71,7 @@ fn the_default_size_is_the_stores() {
 }
 
 #[test]
-fn clones_come_from_one_cached_blank_and_have_their_own_uuids() {
+fn spec_create_read_write_completes_clones_come_from_one_cached_blank_and_have_their_own_uuids() {
     let store = root();
     for name in ["a", "b"] {
         store
@@ -143,7 +143,7 @@ fn a_blank_that_is_not_whole_is_made_anew() {
 }
 
 #[test]
-fn failures_remove_the_layer() {
+fn spec_create_read_write_mends_failures_remove_the_layer() {
     let store = root();
     store.create(&id("there"), None).unwrap();
     let before = snapshot(store.root());

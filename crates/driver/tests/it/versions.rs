@@ -15,7 +15,7 @@ fn with_record(json: &str) -> (tempfile::TempDir, Result<lcow_driver::Store, Dri
 }
 
 #[test]
-fn a_newer_store_is_not_opened_and_the_error_says_what_is_new() {
+fn spec_root_a_newer_store_is_not_opened_and_the_error_says_what_is_new() {
     let table = [
         (r#"{"layout": 2, "who": "knows"}"#, "layout 2"),
         (
@@ -38,7 +38,7 @@ fn a_newer_store_is_not_opened_and_the_error_says_what_is_new() {
 }
 
 #[test]
-fn unknown_ro_compat_features_allow_reading_only() {
+fn spec_root_unknown_ro_compat_features_allow_reading_only() {
     let (dir, store) = with_record(r#"{"layout": 1, "ro_compat": ["quota"]}"#);
     fs::create_dir(dir.path().join("a")).unwrap();
     fs::create_dir(dir.path().join("b-removing")).unwrap();
@@ -62,7 +62,7 @@ fn unknown_ro_compat_features_allow_reading_only() {
 }
 
 #[test]
-fn unknown_compat_features_are_nobodys_business() {
+fn spec_root_unknown_compat_features_are_nobodys_business() {
     let (_dir, store) = with_record(r#"{"layout": 1, "compat": ["colors"], "more": 1}"#);
     store.unwrap().create(&id("n"), None).unwrap();
 }

@@ -303,3 +303,40 @@ fn spec_status_is_complete() {
     let text = lab.ok(&["status", "--opt", "lcow.globalmode=true"]);
     assert!(text.contains("Mode        global, mounter uvm"), "{text}");
 }
+
+#[test]
+fn spec_apply_diff_keeps_isolated_in_a_child_process_unless_told_not_to() {
+    if !lcow_testkit::have("strace") {
+        lcow_testkit::skip!("strace is not installed");
+    }
+    let lab = Lab::new();
+    let file = lab.write("layer.tar", &two_layers()[0]);
+    for (layer, variable, programs) in [("child", "0", 2), ("alone", "1", 1)] {
+        lab.ok(&["layer", "create", layer]);
+        let trace = lab.path("trace");
+        let output = std::process::Command::new("strace")
+            .args([
+                "-f",
+                "-e",
+                "trace=execve",
+                "-e",
+                "signal=none",
+                "-o",
+                str(&trace),
+            ])
+            .arg(env!("CARGO_BIN_EXE_lcow"))
+            .args(["layer", "apply", layer, "-i", str(&file)])
+            .env("LCOW_ROOT", lab.root())
+            .env("LCOW_NO_REEXEC", variable)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            crate::support::stderr(&output)
+        );
+        let trace = std::fs::read_to_string(trace).unwrap();
+        let started = trace.lines().filter(|line| line.ends_with(" = 0")).count();
+        assert_eq!(started, programs, "{trace}");
+    }
+}

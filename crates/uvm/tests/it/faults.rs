@@ -5,7 +5,7 @@ use lcow_uvm::{Machine, ProcessSpec, UvmError};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Set in the child of [`a_machine_dies_with_the_process_that_started_it`].
+/// Set in the child of [`spec_init_mends_a_machine_dies_with_the_process_that_started_it`].
 const CHILD: &str = "LCOW_TEST_HOLD_A_MACHINE";
 
 #[test]
@@ -75,7 +75,7 @@ fn rustix_kill(pid: u32) {
 }
 
 #[test]
-fn a_machine_dies_with_the_process_that_started_it() {
+fn spec_init_mends_a_machine_dies_with_the_process_that_started_it() {
     if let Some(dir) = std::env::var_os(CHILD) {
         // The child: hold a machine until killed.
         let machine = Machine::start(&config(dir.as_ref())).unwrap();
@@ -89,7 +89,7 @@ fn a_machine_dies_with_the_process_that_started_it() {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "faults::a_machine_dies_with_the_process_that_started_it",
+            "faults::spec_init_mends_a_machine_dies_with_the_process_that_started_it",
             "--nocapture",
         ])
         .env(CHILD, dir.path())

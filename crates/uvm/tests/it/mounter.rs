@@ -70,7 +70,7 @@ fn changes(driver: &GraphDriver<UtilityVms>, layer: &str) -> Vec<(ChangeKind, St
 }
 
 #[test]
-fn what_a_mounted_sandbox_is_told_shows_in_the_store() {
+fn spec_get_keeps_what_a_mounted_sandbox_is_told_shows_in_the_store() {
     use ChangeKind::{Added, Deleted, Modified};
     need_qemu!();
     let dir = tempfile::tempdir().unwrap();
@@ -127,7 +127,7 @@ fn what_a_mounted_sandbox_is_told_shows_in_the_store() {
 }
 
 #[test]
-fn a_machine_is_stopped_by_force_and_the_sandbox_is_free_again() {
+fn spec_remove_mends_force_stops_the_machine_first() {
     need_qemu!();
     let dir = tempfile::tempdir().unwrap();
     let driver = driver(dir.path());
@@ -314,4 +314,35 @@ fn spec_diff_of_a_running_sandbox_is_of_one_moment_and_the_sandbox_goes_on() {
             .iter()
             .any(|(_, path)| path == "soon")
     );
+}
+
+#[test]
+fn spec_put_mends_every_step_is_tried_and_every_failure_told() {
+    need_qemu!();
+    let dir = tempfile::tempdir().unwrap();
+    let driver = driver(dir.path());
+    let handle = driver.get(&id("init"), None).unwrap();
+    let mounted = handle.mounted().unwrap();
+    let pid = mounted.machine().process_id().unwrap();
+    // The machine goes by itself, so that neither the union nor the disks can be let go of in order.
+    let process = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
+    let error = driver.put(handle).unwrap_err();
+    let source = std::error::Error::source(&error).unwrap();
+    match source.downcast_ref::<lcow_uvm::UvmError>().unwrap() {
+        lcow_uvm::UvmError::Several { first, rest } => {
+            assert!(
+                matches!(first.cause(), lcow_uvm::UvmError::Gone { .. }),
+                "{first}"
+            );
+            assert!(!rest.is_empty() && first.bundle().is_some());
+        }
+        other => panic!("{other}"),
+    }
+    assert!(source.to_string().contains("; and then: "), "{source}");
+    // Nothing of it stays: neither a process, nor a reference, nor the sandbox's lock.
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    assert_eq!(driver.references(), []);
+    drop(mounted);
+    drop(driver.store().lock_sandbox(&id("init")).unwrap());
 }
