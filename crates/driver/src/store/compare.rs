@@ -4,19 +4,23 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use lcow_ext4::reader::Filesystem;
 use lcow_layer::changes::{Change, changes, diff_size};
 use lcow_layer::diff::diff;
 use lcow_layer::digest::Hasher;
 use lcow_layer::export::ExportError;
 use lcow_layer::flatten::LayerName;
+use lcow_layer::tree::Subtree;
 use lcow_layer::union::Union;
 
 use super::Store;
 use super::disk_file::LayerDisk;
 use super::layers::Reference;
-use super::read::{Against, DiffSummary, OpenLayer, layer_error, layer_kind};
+use super::read::{
+    Against, DiffSummary, OpenLayer, layer_error, layer_kind, read_error, tree_error,
+};
 use super::snapshot::Snapshot;
-use crate::{DriverError, LayerId};
+use crate::{DriverError, ErrorKind, LayerId};
 
 /// A layer seen together with its parents, as a container would see it. None of them can be removed, and no sandbox among
 /// them be written to, while this lives.
@@ -117,14 +121,20 @@ impl Opened {
         match (after, before) {
             (Some(after), before) => Ok(Some((after, before))),
             (None, None) => Ok(None),
-            // All would be deleted, and there is no tree to say so with.
-            (None, Some(_)) => Err(DriverError::WrongKind {
-                id: id.clone(),
-                is: "a chain without contents",
-                needs: "one with contents, to compare it with another layer",
-            }),
+            // All that is there is deleted, from a tree without files.
+            (None, Some(before)) => Ok(Some((no_files(id)?, Some(before)))),
         }
     }
+}
+
+/// The union of a chain without contents.
+fn no_files(id: &LayerId) -> Result<Union<LayerDisk>, DriverError> {
+    let failed = |e| layer_error("comparing", id, ErrorKind::Io, e);
+    let disk = LayerDisk::empty().map_err(failed)?;
+    let fs = Filesystem::open(disk).map_err(|e| read_error("comparing", id, e))?;
+    let tree = Subtree::open(Arc::new(fs), b"").map_err(|e| tree_error("comparing", id, e))?;
+    // It has one layer.
+    Union::new(vec![tree]).ok_or_else(|| DriverError::NotFound { id: id.clone() })
 }
 
 /// Two unions to compare; `None` if both are empty.

@@ -4,10 +4,11 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
-use lcow_blockio::{ReadAt, SubRange, WriteAt};
+use lcow_blockio::{MemDisk, ReadAt, SubRange, WriteAt};
 use lcow_disk::vhd::{self, VhdError};
 use lcow_disk::vhdx::{self, CreateOptions, Guid, SessionGuids, VhdxError};
 use lcow_ext4::mkfs::{self, FormatOptions};
+use lcow_layer::apply::{ApplyError, ApplyOptions, apply};
 
 use crate::files::{Files, random_bytes};
 use crate::record::DiskFormat;
@@ -23,6 +24,8 @@ enum Contents {
     Vhd(SubRange<Handle>),
     /// A log that was left behind is replayed in memory.
     Vhdx(Box<vhdx::Image<Handle>>),
+    /// No file at all.
+    Memory(MemDisk),
 }
 
 impl LayerDisk {
@@ -41,6 +44,14 @@ impl LayerDisk {
         }))
     }
 
+    /// A file system without files, in memory.
+    pub(super) fn empty() -> Result<Self, ApplyError> {
+        let disk = MemDisk::new();
+        // The end of an archive.
+        apply(&[0; 1024][..], &disk, None, &ApplyOptions::default())?;
+        Ok(Self(Contents::Memory(disk)))
+    }
+
     /// Whether the file has changes that are only in its log yet.
     pub(super) fn has_log(&self) -> bool {
         matches!(&self.0, Contents::Vhdx(image) if image.info().replayed > 0)
@@ -50,6 +61,7 @@ impl LayerDisk {
         match &self.0 {
             Contents::Vhd(disk) => disk,
             Contents::Vhdx(disk) => disk.as_ref(),
+            Contents::Memory(disk) => disk,
         }
     }
 }

@@ -146,10 +146,21 @@ fn spec_changes_complete_layers_without_contents_change_nothing() {
     assert_eq!(paths(&store, "alone", &Against::Parent), []);
     let (out, _) = diff(&store, "alone", &Against::Parent);
     assert_eq!(names(&out), [""; 0]);
-    assert_eq!(
-        kind(store.changes(&id("alone"), &Against::Layer(id("top")))),
-        ErrorKind::Invalid
-    );
+    // Against one that has some, all of that one's is gone; and the other way round all is new.
+    let top = Against::Layer(id("top"));
+    let deleted = paths(&store, "alone", &top);
+    let expected = ["change", "dir", "keep", "new"];
+    let expected = expected.map(|path| (path.to_owned(), ChangeKind::Deleted));
+    assert_eq!(deleted, expected);
+    assert_eq!(store.diff_size(&id("alone"), &top).unwrap(), 0);
+    let (out, exact) = diff(&store, "alone", &top);
+    assert!(!exact);
+    let whiteouts = [".wh.change", ".wh.dir", ".wh.keep", ".wh.new"];
+    let mut listed = names(&out);
+    listed.retain(|name| name != "./");
+    assert_eq!(listed, whiteouts);
+    let added = paths(&store, "top", &Against::Layer(id("alone")));
+    assert!(added.iter().all(|(_, kind)| *kind == ChangeKind::Added) && added.len() == 5);
 }
 
 /// Does to a sandbox what a container would: puts another file system, made of a tar, into its place.

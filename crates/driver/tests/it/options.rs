@@ -231,3 +231,39 @@ fn spec_options_a_sandbox_takes_two_spellings_of_its_size() {
     assert!(none.journal);
     assert!(!SandboxOptions::parse(["journal=false"]).unwrap().journal);
 }
+
+#[test]
+fn spec_options_page_has_the_keys_and_the_defaults() {
+    let tables = lcow_testkit::page_tables("options.md");
+    let [options, storage] = tables.as_slice() else {
+        panic!("{} tables", tables.len())
+    };
+    let known = |error: DriverError| -> Vec<String> {
+        let text = error.to_string();
+        let list = text.split("known are ").nth(1).unwrap();
+        list.split(", ").map(str::to_owned).collect()
+    };
+    let keys =
+        |table: &[Vec<String>]| -> Vec<String> { table.iter().map(|row| row[0].clone()).collect() };
+    assert_eq!(keys(options), known(parse(&["lcow.none=1"]).unwrap_err()));
+    let mut of_sandboxes = known(SandboxOptions::parse(["none=1"]).unwrap_err());
+    let mut listed = keys(storage);
+    of_sandboxes.sort();
+    listed.sort();
+    assert_eq!(listed, of_sandboxes);
+    // What the page says is the default gives the default.
+    let text =
+        std::fs::read_to_string(lcow_testkit::workspace_root().join("docs/options.md")).unwrap();
+    let mut given = 0;
+    for line in text.lines().take_while(|line| !line.starts_with("## ")) {
+        let cells: Vec<_> = line.split('|').map(str::trim).collect();
+        if let [_, key, _, default, _] = cells[..]
+            && let Some(default) = default.strip_prefix('`').and_then(|d| d.strip_suffix('`'))
+        {
+            let option = format!("{}={default}", key.trim_matches('`'));
+            assert_eq!(parse(&[&option]).unwrap(), Options::default(), "{option}");
+            given += 1;
+        }
+    }
+    assert_eq!(given, 9);
+}
