@@ -259,7 +259,7 @@ pub fn format<D: WriteAt>(disk: &D, options: &FormatOptions<'_>) -> Result<Forma
 /// Does not sync.
 ///
 /// # Errors
-/// [`FormatError::NotOurs`], with nothing written, for file systems that [`format`] does not make: among them those whose
+/// [`FormatError::NotOurs`], with nothing written, for file systems that [`format()`] does not make: among them those whose
 /// checksums start from the UUID (no `metadata_csum_seed`), where all metadata would have to be written anew.
 pub fn set_uuid<D: WriteAt>(disk: &D, uuid: [u8; 16]) -> Result<(), FormatError> {
     let not_ours = |reason| FormatError::NotOurs { reason };
