@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the images that the fuzz targets patch, with mke2fs, debugfs and e2fsck, into fuzz/bases. They are kept in the
+# Makes the images that the fuzz targets patch, with mke2fs, debugfs, e2fsck and qemu-img, into fuzz/bases. They are kept in the
 # repository, since other versions of those tools make other bytes: run this only to add one.
 #
 #   fuzz/make-bases.sh [NAME…]
@@ -78,4 +78,11 @@ image resize 1024 "$tree" -O "^has_journal,resize_inode,metadata_csum" -E resize
 image quota 1024 "$tree" -O "$plain,metadata_csum,quota,project" -I 256
 image casefold 512 "" -O "$plain,metadata_csum,casefold"
 image orphans 3072 "$tree" -O "^resize_inode,has_journal,metadata_csum,orphan_file" -J size=1
+
+# A dynamic VHD of two blocks, of which one has a place.
+if [ ${#only[@]} -eq 0 ] || [[ " ${only[*]} " == *" dynamic-vhd "* ]]; then
+  qemu-img create -q -f vpc -o subformat=dynamic "$work/disk.vhd" 3M
+  qemu-io -f vpc -c 'write -P 0xa5 2M 4k' -c 'write -P 0x5a 2200k 1k' "$work/disk.vhd" >/dev/null
+  zstd -q -19 -f "$work/disk.vhd" -o dynamic-vhd.zst
+fi
 ls -l

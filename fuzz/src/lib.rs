@@ -25,6 +25,8 @@ mod tar_mutate;
 mod tar_to_ext4;
 mod tree;
 mod vhd;
+mod vhd_dynamic;
+mod vhd_model;
 mod vhdx;
 
 use std::sync::{Mutex, PoisonError};
@@ -74,7 +76,7 @@ pub static SPLIT: Target = Target {
     mutator: split::mutate,
 };
 
-/// A fixed VHD is opened.
+/// A VHD, fixed or dynamic, is opened and read.
 pub static VHD: Target = Target {
     name: "vhd",
     body: vhd::run,

@@ -23,7 +23,8 @@ const CHUNK: u64 = 16 << 10;
 #[derive(Debug)]
 pub struct Dynamic<R> {
     disk: R,
-    file_len: u64,
+    /// Where the file ends, or its footer begins.
+    end: u64,
     size: u64,
     block_size: u32,
     table_offset: u64,
@@ -32,20 +33,16 @@ pub struct Dynamic<R> {
 }
 
 impl<R: ReadAt> Dynamic<R> {
-    /// Reads the header at `header_offset`, and checks that the table it speaks of is in the file and has an entry for each
-    /// block of a disk of `size` bytes.
-    pub(super) fn open(disk: R, header_offset: u64, size: u64) -> Result<Self, VhdError> {
+    /// Reads the header at `header_offset`, and checks that the table it speaks of is in the first `end` bytes of the file and has
+    /// an entry for each block of a disk of `size` bytes.
+    pub(super) fn open(disk: R, header_offset: u64, size: u64, end: u64) -> Result<Self, VhdError> {
         let corrupt = |detail: String| VhdError::Corrupt {
             offset: header_offset,
             detail: format!("dynamic header: {detail}"),
         };
-        let file_len = disk.size().map_err(VhdError::reading(0))?;
         let header_end = header_offset.saturating_add(size_of::<RawDynamicHeader>() as u64);
-        if header_offset < FOOTER_LEN
-            || !header_offset.is_multiple_of(SECTOR)
-            || header_end > file_len
-        {
-            return Err(corrupt(format!("at byte {header_offset} of {file_len}")));
+        if header_offset < FOOTER_LEN || !header_offset.is_multiple_of(SECTOR) || header_end > end {
+            return Err(corrupt(format!("at byte {header_offset} of {end}")));
         }
         let mut raw = RawDynamicHeader::new_zeroed();
         disk.read_exact_at(header_offset, raw.as_mut_bytes())
@@ -76,14 +73,14 @@ impl<R: ReadAt> Dynamic<R> {
             )));
         }
         let table_end = table_offset.saturating_add(need.saturating_mul(4));
-        if table_offset < FOOTER_LEN || table_end > file_len {
+        if table_offset < FOOTER_LEN || table_end > end {
             return Err(corrupt(format!(
-                "a table from byte {table_offset} to {table_end}, and the file has {file_len}"
+                "a table from byte {table_offset} to {table_end}, and the file has {end} before its footer"
             )));
         }
         Ok(Self {
             disk,
-            file_len,
+            end,
             size,
             block_size,
             table_offset,
@@ -133,8 +130,8 @@ impl<R: ReadAt> Dynamic<R> {
         let header_end = self
             .header_offset
             .saturating_add(size_of::<RawDynamicHeader>() as u64);
-        let detail = if end > self.file_len {
-            "behind the end of the file"
+        let detail = if end > self.end {
+            "behind the end of the file, or in its footer"
         } else if start < FOOTER_LEN
             || (start < table_end && self.table_offset < end)
             || (start < header_end && self.header_offset < end)

@@ -196,8 +196,8 @@ enum Contents<R> {
 /// As [`open`], but for dynamic disks, of which the dynamic header must be good, too. Entries of their table are checked when
 /// they are used, and then a read fails with the same errors inside an [`io::Error`]; [`Dynamic::check`] looks at all of them.
 pub fn open_any<R: ReadAt>(disk: R) -> Result<Vhd<R>, VhdError> {
-    let footer = match read_footer(&disk) {
-        Ok((footer, _)) => match footer.kind {
+    let (footer, end) = match read_footer(&disk) {
+        Ok((footer, offset)) => match footer.kind {
             Kind::Fixed => {
                 let (footer, contents) = open(disk)?;
                 let contents = Contents::Fixed(contents);
@@ -211,11 +211,13 @@ pub fn open_any<R: ReadAt>(disk: R) -> Result<Vhd<R>, VhdError> {
                         detail: "the copy of the footer differs from the footer".into(),
                     });
                 }
-                footer
+                (footer, offset)
             }
         },
         Err(error @ VhdError::Corrupt { .. }) => match footer_at(&disk, 0) {
-            Ok(copy) if copy.kind != Kind::Fixed => copy,
+            Ok(copy) if copy.kind != Kind::Fixed => {
+                (copy, disk.size().map_err(VhdError::reading(0))?)
+            }
             Err(VhdError::Differencing) => return Err(VhdError::Differencing),
             _ => return Err(error),
         },
@@ -227,7 +229,7 @@ pub fn open_any<R: ReadAt>(disk: R) -> Result<Vhd<R>, VhdError> {
             detail: "the copy of the footer is a fixed disk's".into(),
         });
     };
-    let contents = Dynamic::open(disk, header_offset, footer.virtual_size())?;
+    let contents = Dynamic::open(disk, header_offset, footer.virtual_size(), end)?;
     Ok(Vhd {
         footer,
         contents: Contents::Dynamic(contents),

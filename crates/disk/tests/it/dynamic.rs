@@ -126,6 +126,22 @@ fn damage_is_found() {
         ("a block behind the end", |f| {
             f.write_all_at(1536, &9000_u32.to_be_bytes()).unwrap();
         }),
+        ("a block in the footer", |f| {
+            // The last block, of which only half counts, alone.
+            f.write_all_at(1536, &[0xff; 4]).unwrap();
+            f.write_all_at(1536 + 8, &6150_u32.to_be_bytes()).unwrap();
+        }),
+        ("a header in the footer", |f| {
+            let end = f.size().unwrap() - 512;
+            let mut header = [0; 512];
+            f.read_exact_at(512, &mut header).unwrap();
+            f.write_all_at(end - 512, &header).unwrap();
+            for at in [0, end] {
+                f.write_all_at(at + 16, &(end - 512).to_be_bytes()).unwrap();
+            }
+            seal_all(f);
+            seal(f, end - 512, 1024, 36);
+        }),
         ("a block far behind the end", |f| {
             f.write_all_at(1536, &0xffff_fffe_u32.to_be_bytes())
                 .unwrap();
