@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 
 /// How long the kernel may take to see a disk by itself before it is told to look.
 const NUDGE_AFTER: Duration = Duration::from_millis(500);
+/// Seconds after which the kernel gives a command to a disk up; a busy host is no broken disk, and requests have deadlines of their
+/// own. Its own default is 30.
+const COMMAND_TIMEOUT: &str = "300";
 
 /// Sleeps a little, then a little more, until something is true.
 struct Poll {
@@ -119,6 +122,8 @@ fn check_serial(device: &Path, promised: &str) -> Result<(), RemoteError> {
 
 pub(super) fn mount(mount: &DiskMount, at: &Path, deadline: Deadline) -> Result<(), RemoteError> {
     let (device, node) = find(mount.address, deadline)?;
+    // A kernel without that file has another limit, which is no reason to do without the disk.
+    let _ = std::fs::write(device.join("timeout"), COMMAND_TIMEOUT);
     check_serial(&device, &mount.serial)?;
     std::fs::create_dir_all(at).map_err(failed_io("make mount point", at))?;
     let (flags, options): (MountFlags, &CStr) = if mount.read_only {
