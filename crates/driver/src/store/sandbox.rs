@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use lcow_ext4::mkfs;
+use lcow_ext4::reader::{Filesystem, Journal};
 
 use super::disk_file::{self, is_blank, make_blank};
 use super::layers::Reference;
@@ -143,21 +144,38 @@ impl Store {
         }
     }
 
-    /// Writes what a crash left in the log of a sandbox's file to its places, if there is anything: who reads the file next may
-    /// not be able to replay it.
+    /// Makes a sandbox fit to be mounted below another: read-only, and without the means to replay anything. Writes what a crash
+    /// left in the log of its file to its places.
+    ///
+    /// # Errors
+    /// [`DriverError::InUse`], [`DriverError::Unsupported`] if the file system's journal is to be replayed, which only mounting
+    /// the sandbox itself does.
     pub(crate) fn settle(&self, disk: &crate::Disk) -> Result<(), DriverError> {
-        if !disk_file::LayerDisk::open(&self.0.files, &disk.path, disk.format)?.has_log() {
-            return Ok(());
-        }
-        self.writable()?;
-        let _reference = self.reference(&disk.id)?;
         let files = &self.0.files;
-        match files.try_lock(&disk.path, OpenMode::Write, LockMode::Exclusive)? {
-            Ok(locked) => disk_file::settle(&disk.path, locked.file()),
-            Err(file) => Err(DriverError::InUse {
-                id: disk.id.clone(),
-                by: file.holders(),
+        let _reference = self.reference(&disk.id)?;
+        if disk_file::LayerDisk::open(files, &disk.path, disk.format)?.has_log() {
+            self.writable()?;
+            match files.try_lock(&disk.path, OpenMode::Write, LockMode::Exclusive)? {
+                Ok(locked) => disk_file::settle(&disk.path, locked.file())?,
+                Err(file) => {
+                    return Err(DriverError::InUse {
+                        id: disk.id.clone(),
+                        by: file.holders(),
+                    });
+                }
+            }
+        }
+        let fs = Filesystem::open(self.open_disk(disk)?);
+        let fs = fs.map_err(|e| super::read::read_error("reading", &disk.id, e))?;
+        match fs.info().journal {
+            Journal::Replayed { .. } => Err(DriverError::Unsupported {
+                what: format!(
+                    "mounting something on sandbox {}, which was not stopped cleanly and has to be mounted itself first,",
+                    disk.id
+                ),
+                path: None,
             }),
+            _ => Ok(()),
         }
     }
 

@@ -368,3 +368,71 @@ fn spec_diff_reads_a_sandbox_in_use_from_a_copy_that_is_made_while_it_is_frozen(
     driver.put(top).unwrap();
     assert_eq!(files("freeze"), 0);
 }
+
+#[test]
+fn spec_get_mends_a_sandbox_below_another_is_whole_or_refused() {
+    let (root, driver) = driver();
+    let child = |name: &str, parent: &str| {
+        root.create_read_write(&id(name), Some(&id(parent)), &small_sandbox())
+            .unwrap();
+    };
+    child("on-box", "box");
+    let mount = |name: &str| -> Result<(), lcow_driver::DriverError> {
+        let handle = driver.get(&id(name), None)?;
+        handle.mounted()?;
+        driver.put(handle)
+    };
+    mount("on-box").unwrap();
+
+    // A VHDX whose last changes are only in its log: they are written to their places first.
+    let vhdx = lcow_driver::SandboxOptions {
+        format: Some(lcow_driver::DiskFormat::Vhdx),
+        ..small_sandbox()
+    };
+    root.create_read_write(&id("vhdx"), Some(&id("base")), &vhdx)
+        .unwrap();
+    child("on-vhdx", "vhdx");
+    let path = root.root().join("vhdx/sandbox.vhdx");
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    let file = lcow_blockio::FileDisk::from(file);
+    {
+        use lcow_blockio::WriteAt;
+        let disk =
+            lcow_disk::vhdx::open_writable(&file, [[1; 16], [2; 16], [3; 16]].into()).unwrap();
+        disk.write_all_at(30 << 20, &[7; 512]).unwrap();
+        disk.sync().unwrap();
+    }
+    assert!(lcow_disk::vhdx::open(&file).unwrap().info().replayed > 0);
+    // Not while somebody reads it as it is, in whose way that would be.
+    let reader = root.diff_getter(&id("vhdx")).unwrap();
+    assert_eq!(kind(mount("on-vhdx")), ErrorKind::InUse);
+    drop(reader);
+    mount("on-vhdx").unwrap();
+    assert_eq!(lcow_disk::vhdx::open(&file).unwrap().info().replayed, 0);
+
+    // A journal that was not replayed: what a read-only mount would show is not what the sandbox holds.
+    if !lcow_testkit::have("debugfs") {
+        lcow_testkit::skip!("debugfs is not installed");
+    }
+    let path = root.root().join("box/sandbox.vhd");
+    let block = root.root().join("tmp/block");
+    std::fs::write(&block, [0; 4096]).unwrap();
+    let script = root.root().join("tmp/script");
+    std::fs::write(&script, format!("jo\njw -b 7000 {}\njc\n", block.display())).unwrap();
+    let words = ["-w", "-f"].map(std::ffi::OsStr::new);
+    let files = [script.as_os_str(), path.as_os_str()];
+    lcow_testkit::run("debugfs", words.into_iter().chain(files));
+    let error = mount("on-box").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("sandbox box, which was not stopped cleanly"),
+        "{error}"
+    );
+    mount("box").unwrap();
+}

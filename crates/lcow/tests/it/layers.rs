@@ -191,7 +191,8 @@ fn spec_operations_are_all_there_by_hand() {
             lab.json(&["layer", "inspect", &new])[0]["parents"][0],
             "top"
         );
-        lab.ok(&["layer", "remove", &new, format]);
+        let removed = lab.json(&["layer", "remove", &new, format]);
+        assert_eq!(removed["removed"], serde_json::json!([new, format]));
     }
     let error = lab.fails(1, &["layer", "create-rw", "x", "--storage-opt", "size=1M"]);
     assert!(

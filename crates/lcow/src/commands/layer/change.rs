@@ -169,6 +169,7 @@ impl Rm {
     pub(crate) fn run(self, context: &Context) -> Result<()> {
         let images = context.images()?;
         let store = images.store();
+        let mut removed = Vec::new();
         for query in &self.layers {
             let id = find(store, query)?;
             if let Some(image) = images.list()?.into_iter().find(|i| i.layers.contains(&id)) {
@@ -188,8 +189,14 @@ impl Rm {
                 ));
             }
             if store.remove(&id)? == Removed::Removed {
-                output::line(&id)?;
+                if !context.json {
+                    output::line(&id)?;
+                }
+                removed.push(id);
             }
+        }
+        if context.json {
+            output::json(&serde_json::json!({ "removed": removed }))?;
         }
         Ok(())
     }
