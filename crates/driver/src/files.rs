@@ -219,13 +219,21 @@ impl Files {
     /// The bytes of a small file; `None` if it is not there.
     pub(crate) fn read_small(&self, path: &Path) -> Result<Option<Vec<u8>>, DriverError> {
         // A chain of 500 ids of 255 bytes is far below this; a larger file is not one of ours.
-        const LIMIT: u64 = 4 << 20;
+        self.read_up_to(path, 4 << 20)
+    }
+
+    /// The bytes of a file; `None` if it is not there, [`DriverError::Corrupt`] if it is longer than that.
+    pub(crate) fn read_up_to(
+        &self,
+        path: &Path,
+        limit: u64,
+    ) -> Result<Option<Vec<u8>>, DriverError> {
         let Some(file) = self.open_if_there(path)? else {
             return Ok(None);
         };
         let read = || -> io::Result<Option<Vec<u8>>> {
             let size = file.size()?;
-            if size > LIMIT {
+            if size > limit {
                 return Ok(None);
             }
             let mut bytes = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
@@ -237,7 +245,7 @@ impl Files {
             Some(bytes) => Ok(Some(bytes)),
             None => Err(DriverError::corrupt(
                 path,
-                format!("longer than {LIMIT} bytes"),
+                format!("longer than {limit} bytes"),
             )),
         }
     }

@@ -64,7 +64,7 @@ pub use id::{LayerId, MAX_ID, REMOVING, RESERVED};
 pub use isolate::Isolation;
 pub use lcow_layer::changes::{Change, ChangeKind};
 pub use lcow_layer::digest::Digest;
-pub use lock::{CommitGuard, Holder};
+pub use lock::{CommitGuard, FileLock, Holder};
 pub use mounter::{Disk, Frozen, MachineStatus, MountError, MountRequest, Mounter, MounterStatus};
 pub use options::{
     Accel, DEFAULT_TIMEOUT, MAX_SANDBOX_BYTES, MIN_SANDBOX_BYTES, MounterKind, OPTION_VARIABLES,

@@ -214,30 +214,49 @@ impl<'a> CommitGuard<'a> {
         let thread = threads
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let start = Instant::now();
-        let mut pause = Duration::from_micros(200);
-        let mut file = files.open(&path, OpenMode::Create)?;
-        loop {
-            match Locked::try_new(file, LockMode::Exclusive)
-                .map_err(DriverError::io("locking", &path))?
-            {
-                Ok(locked) => {
-                    return Ok(Self {
-                        _locked: locked,
-                        _thread: thread,
-                    });
-                }
-                Err(back) => file = back,
-            }
-            if start.elapsed() > COMMIT_PATIENCE {
-                return Err(DriverError::Timeout {
-                    path,
-                    waited: COMMIT_PATIENCE,
-                });
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(10));
+        Ok(Self {
+            _locked: wait(files, &path, COMMIT_PATIENCE)?,
+            _thread: thread,
+        })
+    }
+}
+
+/// A lock on a file of the data root, until this is dropped or the process ends, however it ends.
+#[derive(Debug)]
+pub struct FileLock {
+    _locked: Locked,
+}
+
+impl FileLock {
+    pub(crate) fn take(
+        files: &Files,
+        path: &Path,
+        patience: Duration,
+    ) -> Result<Self, DriverError> {
+        wait(files, path, patience).map(|locked| Self { _locked: locked })
+    }
+}
+
+/// Locks a file, made if it is not there, alone.
+fn wait(files: &Files, path: &Path, patience: Duration) -> Result<Locked, DriverError> {
+    let start = Instant::now();
+    let mut pause = Duration::from_micros(200);
+    let mut file = files.open(path, OpenMode::Create)?;
+    loop {
+        match Locked::try_new(file, LockMode::Exclusive)
+            .map_err(DriverError::io("locking", path))?
+        {
+            Ok(locked) => return Ok(locked),
+            Err(back) => file = back,
         }
+        if start.elapsed() > patience {
+            return Err(DriverError::Timeout {
+                path: path.to_owned(),
+                waited: patience,
+            });
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
     }
 }
 

@@ -4,15 +4,12 @@
 //! without a name for an image that has none. It is changed under `images/.lock` and replaced whole.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use lcow_driver::{DriverError, LayerId, Store};
+use lcow_driver::{DriverError, FileLock, LayerId, Store};
 use lcow_layer::digest::{Digest, chain_id};
-use rustix::fs::{FlockOperation, flock};
 
 use crate::documents::{
     Config, Descriptor, FULL_NAME, Index, MANIFEST, MAX_DOCUMENT, Manifest, REF_NAME, parse,
@@ -105,13 +102,13 @@ impl Images {
             store: store.clone(),
             directory: store.images_dir(),
         };
-        let blobs = this.directory.join("blobs/sha256");
-        if !blobs.is_dir() {
-            fs::create_dir_all(&blobs).map_err(ImageError::io("creating", &blobs))?;
-        }
+        // Once the layout's mark is there, its directories are on stable storage.
         let layout = this.directory.join("oci-layout");
-        if !layout.exists() {
-            this.store.replace_file(&layout, crate::save::LAYOUT)?;
+        let blobs = this.directory.join("blobs/sha256");
+        if !store.is_there(&layout)? || !store.is_there(&blobs)? {
+            store.make_dir(&this.directory.join("blobs"))?;
+            store.make_dir(&blobs)?;
+            store.replace_file(&layout, crate::save::LAYOUT)?;
         }
         Ok(this)
     }
@@ -259,7 +256,7 @@ impl Images {
     /// [`ImageError::Io`], [`ImageError::Store`].
     pub fn collect(&self, layers: &[LayerId]) -> Result<Vec<LayerId>, ImageError> {
         let _lock = self.lock()?;
-        let index = self.index()?;
+        let index = self.durable_index()?;
         self.drop_layers(&index, layers)
     }
 
@@ -283,7 +280,7 @@ impl Images {
     /// [`ImageError::Io`], [`ImageError::Store`].
     pub fn prune(&self) -> Result<Vec<LayerId>, ImageError> {
         let _lock = self.lock()?;
-        let index = self.index()?;
+        let index = self.durable_index()?;
         self.drop_documents(&index)?;
         let mut gone = Vec::new();
         for id in self.unneeded_layers(&index)? {
@@ -378,10 +375,12 @@ impl Images {
         let _lock = self.lock()?;
         for bytes in [config, manifest] {
             let path = self.blob_path(&Digest::of(bytes));
-            if !path.exists() {
+            if !self.store.is_there(&path)? {
                 self.store.replace_file(&path, bytes)?;
             }
         }
+        // The index is about to rely on what was there too.
+        self.store.sync_dir(&self.directory.join("blobs/sha256"))?;
         let parsed: Config = parse("the image", "configuration", config)?;
         let mut entry = Descriptor::new(MANIFEST, Digest::of(manifest), manifest.len() as u64);
         if let Some(kind) = parse::<Manifest>("the image", "manifest", manifest)?.media_type {
@@ -473,7 +472,9 @@ impl Images {
 
     fn document(&self, digest: &Digest) -> Result<Vec<u8>, ImageError> {
         let path = self.blob_path(digest);
-        let bytes = fs::read(&path).map_err(ImageError::io("reading", &path))?;
+        let bytes = self.store.read_file(&path, MAX_DOCUMENT)?;
+        let bytes = bytes.ok_or(io::ErrorKind::NotFound.into());
+        let bytes = bytes.map_err(ImageError::io("reading", &path))?;
         let actual = Digest::of(&bytes);
         if actual != *digest {
             return Err(ImageError::BlobDigest {
@@ -491,19 +492,16 @@ impl Images {
 
     fn index(&self) -> Result<Index, ImageError> {
         let path = self.directory.join("index.json");
-        match fs::metadata(&path) {
-            Ok(m) if m.len() > 16 * MAX_DOCUMENT => Err(ImageError::Corrupt {
-                input: path.display().to_string(),
-                what: "index".to_owned(),
-                detail: format!("it has {} bytes", m.len()),
-            }),
-            Ok(_) => {
-                let bytes = fs::read(&path).map_err(ImageError::io("reading", &path))?;
-                parse(&path.display().to_string(), "index", &bytes)
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Index::of(Vec::new())),
-            Err(e) => Err(ImageError::io("reading", path)(e)),
+        match self.store.read_file(&path, 16 * MAX_DOCUMENT)? {
+            Some(bytes) => parse(&path.display().to_string(), "index", &bytes),
+            None => Ok(Index::of(Vec::new())),
         }
+    }
+
+    /// The index, for who is about to delete what it does not name: who replaced it may have died before that was durable.
+    fn durable_index(&self) -> Result<Index, ImageError> {
+        self.store.sync_dir(&self.directory)?;
+        self.index()
     }
 
     fn replace_index(&self, index: &Index) -> Result<(), ImageError> {
@@ -524,48 +522,22 @@ impl Images {
             }
         }
         let blobs = self.directory.join("blobs/sha256");
-        for file in fs::read_dir(&blobs).map_err(ImageError::io("listing", &blobs))? {
-            let file = file.map_err(ImageError::io("listing", &blobs))?;
-            let digest = file
-                .file_name()
+        for name in self.store.list_dir(&blobs)? {
+            let digest = name
                 .to_str()
                 .and_then(|n| format!("sha256:{n}").parse().ok());
             if digest.is_none_or(|d: Digest| !needed.contains(&d)) {
-                let path = file.path();
-                self.store.remove_file(&path)?;
+                self.store.remove_file(&blobs.join(name))?;
             }
         }
         Ok(())
     }
 
-    fn lock(&self) -> Result<Lock, ImageError> {
-        let path = self.directory.join(".lock");
-        let mut options = File::options();
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600);
-        let file = options
-            .open(&path)
-            .map_err(ImageError::io("opening", &path))?;
-        let start = Instant::now();
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Lock { _file: file }),
-                Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < PATIENCE => {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                Err(e) => return Err(ImageError::io("locking", path)(e.into())),
-            }
-        }
+    fn lock(&self) -> Result<FileLock, ImageError> {
+        Ok(self
+            .store
+            .lock_file(&self.directory.join(".lock"), PATIENCE)?)
     }
-}
-
-/// Held while the index changes; the kernel lets go of it when the file is closed.
-struct Lock {
-    _file: File,
 }
 
 fn entry_name(entry: &Descriptor) -> Option<Name> {

@@ -4,6 +4,7 @@ mod apply;
 mod chains;
 mod compare;
 mod disk_file;
+mod documents;
 mod layers;
 mod quarantine;
 mod read;
@@ -194,24 +195,6 @@ impl Store {
     /// [`DriverError::Timeout`] after a minute, [`DriverError::Io`].
     pub fn commit_lock(&self) -> Result<CommitGuard<'_>, DriverError> {
         self.0.commit_lock()
-    }
-
-    /// Replaces a file of the data root durably: after a crash it holds the old or the new bytes.
-    ///
-    /// # Errors
-    /// [`DriverError::Io`].
-    pub fn replace_file(&self, path: &Path, bytes: &[u8]) -> Result<(), DriverError> {
-        let temp = self.temp_dir("file")?;
-        self.0.files.replace(&temp, path, bytes)
-    }
-
-    /// Deletes a file of the data root durably. Not an error if it is gone already.
-    ///
-    /// # Errors
-    /// [`DriverError::Io`].
-    pub fn remove_file(&self, path: &Path) -> Result<(), DriverError> {
-        self.writable()?;
-        self.0.files.remove(path)
     }
 
     fn writable(&self) -> Result<(), DriverError> {

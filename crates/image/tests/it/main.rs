@@ -2,5 +2,6 @@
 
 mod archive;
 mod load;
+mod power;
 mod records;
 mod support;
