@@ -1,8 +1,9 @@
 //! Journals to replay. Input: the number of an image, two bytes of flags, and operations that write a log into it: descriptors
-//! with their blocks, revocations, commits; and patches, which may or may not be sealed with the rest.
+//! with their blocks, revocations, commits, [fast commits](crate::fast_log); and patches, which may or may not be sealed with the rest.
 //!
 //! The reader and [`replay`](crate::replay) agree: both refuse, or both make the same image, byte for byte; replaying again changes nothing;
-//! what is exported is what the replayed image with an empty journal exports.
+//! what is exported is what the replayed image with an empty journal exports. What fast commits change is what
+//! [`fast_model`](crate::fast_model) says.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,9 +15,11 @@ use lcow_layer::export::{ExportOptions, canonical};
 use lcow_layer::tree::Subtree;
 
 use crate::bytes::{Bytes, get, le16, le32, part, put};
+use crate::fast_log;
+use crate::fast_model::{self, Outcome};
 use crate::image::{Geometry, base};
 use crate::limits::{Capped, bounded};
-use crate::replay::{ASYNC, BIT64, Log, V1, V2, V3, be32, crc32_be, replay};
+use crate::replay::{ASYNC, BIT64, FAST, Log, V1, V2, V3, be32, crc32_be, replay};
 use crate::{Mutate, Rng};
 
 /// Images with an empty journal, by their numbers in [`image`](crate::image).
@@ -27,6 +30,8 @@ const MAGIC: u32 = 0xc03b_3998;
 const RECOVER: u32 = 4;
 /// Blocks that a log may have here.
 const MOST: usize = 200;
+/// Blocks for fast commits.
+const FAST_BLOCKS: u32 = 40;
 
 // Flags.
 const KIND: u16 = 3;
@@ -36,18 +41,26 @@ const AT_THE_END: u16 = 16;
 const SEAL_LAST: u16 = 32;
 const NO_RECOVER: u16 = 64;
 const WRAPPING: u16 = 128;
+/// The journal has room for fast commits; operations of [`FAST_RECORD`] are theirs.
+const FAST_COMMITS: u16 = 256;
+/// The sums of fast commits are mended after the patches.
+const SEAL_FAST: u16 = 512;
 
 // Operations, in the lowest two bits of their first byte; three more bits are a count less one.
 const DESCRIPTOR: u8 = 0;
 const REVOKE: u8 = 1;
 const COMMIT: u8 = 2;
+const PATCH: u8 = 3;
+/// With [`FAST_COMMITS`]: a record of fast commits, or a patch to them.
+const FAST_RECORD: u8 = COMMIT | NOT_LAST;
+const FAST_PATCH: u8 = PATCH | NOT_LAST;
 // A descriptor's further flags.
 const NOT_LAST: u8 = 0x20;
 const UUIDS: u8 = 0x40;
 const OTHER_SEQUENCE: u8 = 0x80;
 
 /// The operations of an input: what each takes.
-fn operations(ops: &[u8]) -> Vec<Range<usize>> {
+fn operations(ops: &[u8], fast: bool) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     let mut at = 0;
     while let Some(&first) = ops.get(at) {
@@ -55,6 +68,7 @@ fn operations(ops: &[u8]) -> Vec<Range<usize>> {
         let len = 1 + match first & 3 {
             DESCRIPTOR => 5 * count,
             REVOKE => 2 * count,
+            COMMIT if fast && first & NOT_LAST != 0 => fast_log::RECORD,
             COMMIT => 1,
             _ => 4 + count,
         };
@@ -274,6 +288,11 @@ fn make(input: &[u8]) -> Option<Vec<u8>> {
     if flags & ASYNCHRONOUS != 0 {
         incompat |= ASYNC;
     }
+    let fast = flags & FAST_COMMITS != 0;
+    if fast {
+        incompat |= FAST;
+        put(&mut image, journal + 0x54, &FAST_BLOCKS.to_be_bytes());
+    }
     put(&mut image, journal + 0x24, &compat.to_be_bytes());
     put(&mut image, journal + 0x28, &incompat.to_be_bytes());
     image[journal + 0x50] = 4;
@@ -281,7 +300,7 @@ fn make(input: &[u8]) -> Option<Vec<u8>> {
     put(&mut image, journal + 0x18, &sequence.to_be_bytes());
     let log = Log::of(&image)?;
     let start = if flags & AT_THE_END != 0 {
-        log.max - 6
+        log.end - 6
     } else {
         log.first
     };
@@ -300,7 +319,8 @@ fn make(input: &[u8]) -> Option<Vec<u8>> {
         time: 1_600_000_000,
     };
     let mut patches = Vec::new();
-    for range in operations(ops) {
+    let mut records = Vec::new();
+    for range in operations(ops, fast) {
         let op = &ops[range];
         if writer.used > MOST {
             break;
@@ -308,20 +328,32 @@ fn make(input: &[u8]) -> Option<Vec<u8>> {
         match op[0] & 3 {
             DESCRIPTOR => writer.descriptor(op),
             REVOKE => writer.revoke(op),
+            COMMIT if fast && op[0] & NOT_LAST != 0 => records.push(op),
             COMMIT => writer.commit(op),
             _ => patches.push(op),
         }
     }
-    let (log, used) = (writer.log, writer.used);
+    let (log, used, next) = (writer.log, writer.used, writer.sequence);
+    if fast {
+        fast_log::write(&mut image, &log, next, &records);
+    }
     seal(&mut image, &log, start, used);
     seal_superblocks(&mut image, journal);
     for patch in patches {
+        if fast && patch[0] & NOT_LAST != 0 {
+            let at = le16(patch, 1).wrapping_add(le16(patch, 3) << 8);
+            fast_log::patch(&mut image, &log, at.into(), &patch[5..]);
+            continue;
+        }
         let block = (0..usize::from(le16(patch, 1)) % (used + 2)).fold(start, |b, _| log.next(b));
         let at = log.places[block] + usize::from(le16(patch, 3)) % log.block;
         put(&mut image, at, &patch[5..]);
     }
     if flags & SEAL_LAST != 0 {
         seal(&mut image, &log, start, used);
+    }
+    if fast && flags & SEAL_FAST != 0 {
+        fast_log::seal(&mut image, &log);
     }
     Some(image)
 }
@@ -392,21 +424,39 @@ pub(crate) fn run(input: &[u8]) {
                 ReadErrorKind::Corrupt | ReadErrorKind::Unsupported
             );
             assert!(typed, "opening: {error:?}");
-            if let Ok((after, _)) = expected
+            if let Ok(replayed) = expected
                 && recovers
+                && let Ok(plain) = Filesystem::open(Bytes(&emptied(&replayed.after)))
             {
-                let opens = Filesystem::open(Bytes(&emptied(&after))).is_ok();
-                assert!(!opens, "a good journal: {error:?}");
+                let outcome = fast_model::replay(&plain, &replayed);
+                let bad = !matches!(outcome, Outcome::Files(_));
+                assert!(bad, "a good journal: {error:?}");
             }
             return;
         }
     };
     assert!(recovers, "a log that nothing speaks of was passed over");
-    let (after, written) = expected.unwrap_or_else(|why| panic!("replayed, though {}", why.0));
-    let Journal::Replayed { blocks, .. } = fs.info().journal else {
+    let expected = expected.unwrap_or_else(|why| panic!("replayed, though {}", why.0));
+    let Journal::Replayed {
+        blocks,
+        fast_commits,
+        ..
+    } = fs.info().journal
+    else {
         panic!("not replayed: {:?}", fs.info().journal);
     };
-    let mut distinct = written;
+    assert_eq!(fast_commits, expected.fast_commits, "fast commits");
+    if !expected.records.is_empty()
+        && let Ok(plain) = Filesystem::open(Bytes(&emptied(&expected.after)))
+    {
+        match fast_model::replay(&plain, &expected) {
+            Outcome::Refused(why) => panic!("replayed, though {why}"),
+            Outcome::Files(files) => files.check(&fs, &expected.after),
+            Outcome::Unclear => {}
+        }
+    }
+    let (after, records) = (expected.after, expected.records);
+    let mut distinct = expected.written;
     distinct.sort_unstable();
     distinct.dedup();
     assert_eq!(blocks, distinct.len() as u64, "blocks replayed");
@@ -428,7 +478,7 @@ pub(crate) fn run(input: &[u8]) {
         }
     }
     assert!(
-        export(&image) == export(&emptied(&after)),
+        !records.is_empty() || export(&image) == export(&emptied(&after)),
         "the export through the journal is not that of the replayed image"
     );
 }
@@ -455,7 +505,7 @@ fn operation(rng: &mut Rng) -> Vec<u8> {
         }
         REVOKE => (0..=count).for_each(|_| op.extend_from_slice(&block(rng))),
         COMMIT => op.push(u8::try_from(rng.below(4)).unwrap_or(0)),
-        _ => {
+        PATCH | 4.. => {
             op.extend_from_slice(&block(rng)[..1]);
             op.push(0);
             let at = *rng.pick(&[0, 4, 8, 12, 16, 20, 24, 28, 48, 1020]);
@@ -477,8 +527,12 @@ pub(crate) fn mutate(input: &mut Vec<u8>, max: usize, rng: &mut Rng, plain: &mut
     if rng.one_in(4) {
         input[1] ^= 1 << rng.below(8);
     }
+    if rng.one_in(8) {
+        input[2] ^= 1 << rng.below(2);
+    }
+    let fast = u16::from_le_bytes([0, input[2]]) & FAST_COMMITS != 0;
     for _ in 0..=rng.below(3) {
-        let ranges = operations(&ops);
+        let ranges = operations(&ops, fast);
         let at = |rng: &mut Rng| {
             let starts = ranges.iter().map(|r| r.start).chain([ops.len()]);
             let starts: Vec<usize> = starts.collect();
@@ -487,7 +541,11 @@ pub(crate) fn mutate(input: &mut Vec<u8>, max: usize, rng: &mut Rng, plain: &mut
         match rng.below(8) {
             0..=2 => {
                 let at = at(rng);
-                let op = operation(rng);
+                let op = if fast && !rng.one_in(4) {
+                    fast_log::operation(rng, FAST_RECORD, FAST_PATCH)
+                } else {
+                    operation(rng)
+                };
                 ops.splice(at..at, op);
             }
             3 if !ranges.is_empty() => {
@@ -550,6 +608,31 @@ mod tests {
                 assert_eq!(be32(&after, 3001 << 10), MAGIC);
                 run(&input);
             }
+        }
+    }
+
+    #[test]
+    fn there_is_an_opinion_on_fast_commits() {
+        let seeds: [(&[u8], u32); 4] = [
+            (include_bytes!("../seeds/journal/0-fast-create"), 1),
+            (include_bytes!("../seeds/journal/0-fast-directory"), 1),
+            (include_bytes!("../seeds/journal/0-fast-ranges"), 1),
+            (include_bytes!("../seeds/journal/0-fast-two"), 2),
+        ];
+        for (number, (seed, commits)) in seeds.into_iter().enumerate() {
+            let image = make(seed).unwrap();
+            let replayed = replay(&image).unwrap_or_else(|why| panic!("{number}: {}", why.0));
+            assert_eq!(replayed.fast_commits, commits, "{number}");
+            let plain = emptied(&replayed.after);
+            let plain = Filesystem::open(Bytes(&plain)).unwrap();
+            let Outcome::Files(files) = fast_model::replay(&plain, &replayed) else {
+                panic!("{number}: no opinion");
+            };
+            let fs = Filesystem::open(Bytes(&image)).unwrap();
+            files.check(&fs, &replayed.after);
+            // What is otherwise is seen.
+            let before = std::panic::catch_unwind(|| files.check(&plain, &replayed.after));
+            assert_eq!(before.is_err(), number != 3, "{number}");
         }
     }
 }

@@ -11,6 +11,8 @@
 
 mod bytes;
 mod ext4_to_tar;
+mod fast_log;
+mod fast_model;
 mod fix;
 mod image;
 mod journal;

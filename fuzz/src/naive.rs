@@ -18,7 +18,11 @@ pub(crate) type Blocks = Vec<(usize, usize, bool)>;
 
 /// The blocks of the inode at `at`. `None`: its data is in the inode, or there are more blocks than the image has.
 pub(crate) fn blocks(image: &[u8], geometry: &Geometry, at: usize) -> Option<Blocks> {
-    let inode = part(image, at, 128);
+    blocks_of(image, geometry, part(image, at, 128))
+}
+
+/// The same of an inode's bytes.
+pub(crate) fn blocks_of(image: &[u8], geometry: &Geometry, inode: &[u8]) -> Option<Blocks> {
     let flags = le32(inode, 0x20);
     if flags & INLINE != 0 {
         return None;

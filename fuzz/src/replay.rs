@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use lcow_ext4::format::Checksum;
 
 use crate::bytes::{get, le32, part, put};
+use crate::fast_model::{self, Record};
 use crate::image::Geometry;
 use crate::naive;
 
@@ -14,6 +15,7 @@ pub(crate) const BIT64: u32 = 2;
 pub(crate) const ASYNC: u32 = 4;
 pub(crate) const V2: u32 = 8;
 pub(crate) const V3: u32 = 16;
+pub(crate) const FAST: u32 = 32;
 
 pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes(get(bytes, at))
@@ -27,6 +29,8 @@ pub(crate) struct Log {
     /// The file system's blocks.
     pub(crate) blocks: u64,
     pub(crate) first: usize,
+    /// The block behind the ring, and the one behind the journal: between them are fast commits.
+    pub(crate) end: usize,
     pub(crate) max: usize,
     pub(crate) compat: u32,
     pub(crate) incompat: u32,
@@ -53,11 +57,18 @@ impl Log {
         blocks.sort_unstable();
         let places: Vec<usize> = blocks.iter().map(|b| b.1 * geometry.block).collect();
         let superblock = part(image, *places.first()?, 1024);
+        let max = usize::try_from(be32(superblock, 0x10)).ok()?;
+        let fast = match be32(superblock, 0x54) {
+            _ if be32(superblock, 0x28) & FAST == 0 => 0,
+            0 => 256,
+            blocks => usize::try_from(blocks).ok()?,
+        };
         Some(Self {
             block: geometry.block,
             blocks: le32(image, 1024 + 4).into(),
             first: usize::try_from(be32(superblock, 0x14)).ok()?,
-            max: usize::try_from(be32(superblock, 0x10)).ok()?,
+            end: max.saturating_sub(fast),
+            max,
             compat: be32(superblock, 0x24),
             incompat: be32(superblock, 0x28),
             seed: Checksum::from_uuid(&get(superblock, 0x30)),
@@ -74,7 +85,7 @@ impl Log {
     }
 
     pub(crate) fn next(&self, block: usize) -> usize {
-        if block + 1 >= self.max {
+        if block + 1 >= self.end {
             self.first
         } else {
             block + 1
@@ -164,7 +175,7 @@ fn scan(image: &[u8], log: &Log, start: usize, first: u32) -> Result<End, Refuse
     let mut crc = !0;
     let mut end: Option<u32> = None;
     // The kernel has no such bound: who goes around twice would go on for ever there, or find another sequence number.
-    let mut budget = log.max - log.first;
+    let mut budget = log.end - log.first;
     while budget > 0 {
         budget -= 1;
         let bytes = log.read(image, block);
@@ -266,8 +277,19 @@ fn pass(
     Ok(())
 }
 
-/// The image with its journal written back, and the blocks that were written; the journal itself is left as it is.
-pub(crate) fn replay(image: &[u8]) -> Result<(Vec<u8>, Vec<u64>), Refused> {
+/// What a replay comes to.
+pub(crate) struct Replayed {
+    /// The image with its journal written back; the journal itself is left as it is.
+    pub(crate) after: Vec<u8>,
+    /// The blocks that were written.
+    pub(crate) written: Vec<u64>,
+    /// What fast commits say beyond that, and how many there are.
+    pub(crate) records: Vec<Record>,
+    pub(crate) fast_commits: u32,
+}
+
+/// Replays the journal of an image.
+pub(crate) fn replay(image: &[u8]) -> Result<Replayed, Refused> {
     let Some(log) = Log::of(image) else {
         return Err(Refused("no journal"));
     };
@@ -279,7 +301,8 @@ pub(crate) fn replay(image: &[u8]) -> Result<(Vec<u8>, Vec<u64>), Refused> {
         || usize::try_from(be32(superblock, 12)).ok() != Some(log.block)
         || log.max > log.places.len()
         || log.first == 0
-        || !(log.first..log.max).contains(&start)
+        || log.first >= log.end
+        || !(log.first..log.end).contains(&start)
     {
         return Err(Refused("a journal whose superblock makes no sense"));
     }
@@ -294,7 +317,7 @@ pub(crate) fn replay(image: &[u8]) -> Result<(Vec<u8>, Vec<u64>), Refused> {
     } {
         return Err(Refused("the checksum of the journal's superblock"));
     }
-    if log.incompat & !0x1f != 0 || be32(superblock, 0x2c) != 0 {
+    if log.incompat & !0x3f != 0 || be32(superblock, 0x2c) != 0 {
         return Err(Refused("features that nobody knows"));
     }
     let end = scan(image, &log, start, first)?;
@@ -368,5 +391,15 @@ pub(crate) fn replay(image: &[u8]) -> Result<(Vec<u8>, Vec<u64>), Refused> {
             Ok(())
         },
     )?;
-    Ok((after, written))
+    let (records, fast_commits) = if log.has(FAST) {
+        fast_model::scan(image, &log, end.sequence)?
+    } else {
+        (Vec::new(), 0)
+    };
+    Ok(Replayed {
+        after,
+        written,
+        records,
+        fast_commits,
+    })
 }

@@ -18,7 +18,7 @@ use super::num::{index, join32, le32, len64, slice};
 use super::{Filesystem, Inode};
 use crate::InodeNumber;
 use crate::format::extent::{MAGIC, MAX_LEN};
-use crate::format::inode::{I_BLOCK_SIZE, flags};
+use crate::format::inode::{I_BLOCK_SIZE, OLD_SIZE, flags};
 use crate::format::journal::FAST_COMMIT_HEAD;
 use crate::format::{Checksum, Extent as RawExtent, ExtentHeader};
 
@@ -59,6 +59,8 @@ pub(super) struct Scan {
     sum: Checksum,
     started: bool,
     commits: u32,
+    /// Size of an inode on the disk, in bytes.
+    inode_size: usize,
 }
 
 fn corrupt(at: u64, detail: impl Into<String>) -> ReadError {
@@ -71,8 +73,9 @@ fn le16(bytes: &[u8], at: usize) -> u16 {
 }
 
 impl Scan {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(inode_size: usize) -> Self {
         Self {
+            inode_size,
             whole: Vec::new(),
             open: Vec::new(),
             sum: Checksum::from_seed(0),
@@ -102,6 +105,10 @@ impl Scan {
                 return self.broken(here, "a record is longer than its block");
             };
             let value = record.get(TAG_LEN..).unwrap_or_default();
+            if !self.has_good_len(tag, len) {
+                let what = format!("a record {tag} of {len} bytes");
+                return self.broken(here, &what);
+            }
             place = place.saturating_add(record.len());
             match tag {
                 FAST_COMMIT_HEAD if le32(value, 0) != 0 => {
@@ -110,11 +117,6 @@ impl Scan {
                 }
                 FAST_COMMIT_HEAD if le32(value, 4) != next => return Ok(false),
                 FAST_COMMIT_HEAD | PAD => {}
-                ADD_RANGE | DEL_RANGE | CREAT | LINK | UNLINK | INODE => self.open.push(Record {
-                    tag,
-                    value: value.to_vec(),
-                    at: here,
-                }),
                 TAIL => {
                     // The checksum, last in the tail, is of all that comes before it.
                     let before = record.get(..TAG_LEN.saturating_add(4)).unwrap_or_default();
@@ -127,16 +129,36 @@ impl Scan {
                     self.sum = Checksum::from_seed(0);
                     continue;
                 }
-                _ => return self.broken(here, "a record of a kind that there is not"),
+                _ => self.open.push(Record {
+                    tag,
+                    value: value.to_vec(),
+                    at: here,
+                }),
             }
             self.sum = self.sum.bytes(record);
         }
         Ok(true)
     }
 
+    /// Whether a record may have a value so long, or at all (`ext4_fc_value_len_isvalid`).
+    fn has_good_len(&self, tag: u16, len: usize) -> bool {
+        match tag {
+            ADD_RANGE => len == 16,
+            DEL_RANGE => len == 12,
+            CREAT | LINK | UNLINK => (9..=8 + 255).contains(&len),
+            INODE => len
+                .checked_sub(4)
+                .is_some_and(|len| (OLD_SIZE..=self.inode_size).contains(&len)),
+            PAD => true,
+            TAIL => len >= 8,
+            FAST_COMMIT_HEAD => len == 8,
+            _ => false,
+        }
+    }
+
     /// What breaks off the log ends it, if anything whole came before; else the kernel would not mount.
     fn broken(&self, at: u64, what: &str) -> Result<bool, ReadError> {
-        if self.whole.is_empty() {
+        if self.commits == 0 {
             Err(corrupt(at, format!("in a fast commit: {what}")))
         } else {
             Ok(false)
@@ -201,13 +223,6 @@ impl<R: ReadAt> Filesystem<R> {
     fn redo_inode(&mut self, number: InodeNumber, record: &Record) -> Result<(), ReadError> {
         let new = record.value.get(4..).unwrap_or_default();
         let size = index(self.superblock.inode_size);
-        if new.len() < BEHIND_I_BLOCK || new.len() > size {
-            let len = new.len();
-            return Err(corrupt(
-                record.at,
-                format!("in a fast commit: an inode of {len} bytes"),
-            ));
-        }
         let mut raw = match self.changed.inode(number) {
             Some(raw) => raw.to_vec(),
             None => self.raw_inode(number)?.unwrap_or_else(|| vec![0; size]),
@@ -306,6 +321,10 @@ impl<R: ReadAt> Filesystem<R> {
             let Some(dir) = self.existing(parent)? else {
                 return Ok(());
             };
+            if !dir.is_dir() {
+                let what = format!("in a fast commit: a name in {parent}, which is no directory");
+                return Err(corrupt(record.at, what));
+            }
             let mut directory = Directory {
                 parent: self.parent(&dir)?.0,
                 names: BTreeMap::new(),

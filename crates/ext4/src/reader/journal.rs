@@ -586,7 +586,7 @@ impl<'a, R: ReadAt> Log<'a, R> {
 
     /// The fast commits of the transaction that would come next.
     fn fast_commits(&self, next: u32) -> Result<(Vec<fast_commit::Record>, u32), ReadError> {
-        let mut scan = fast_commit::Scan::new();
+        let mut scan = fast_commit::Scan::new(index(self.fs.superblock.inode_size));
         let mut buf = vec![0; index(self.fs.superblock.block_size)];
         // The kernel leaves the block right behind the ring out (`jbd2_fc_init`).
         let first = self.end.saturating_add(1);
