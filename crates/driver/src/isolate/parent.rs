@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -93,7 +93,9 @@ pub(super) fn run(
     let child = Running::new(child);
 
     let (fed, report, noise) = std::thread::scope(|scope| {
-        scope.spawn(|| child.watch(cancel));
+        // Dropped when there is nothing left to watch, which ends the watch at once.
+        let (watched, end) = channel();
+        scope.spawn(|| child.watch(cancel, end));
         let noise = scope.spawn(move || stderr.map(read_some).unwrap_or_default());
         let fed = match (reader, stdin) {
             (Some(reader), Some(stdin)) => feed(reader, stdin, cancel),
@@ -104,7 +106,7 @@ pub(super) fn run(
         }
         let report = read_some(&mut report);
         let noise = noise.join().unwrap_or_default();
-        child.finished.store(true, Ordering::Relaxed);
+        drop(watched);
         (fed, report, noise)
     });
     let status = child.wait();
@@ -163,43 +165,29 @@ fn read_some(from: impl Read) -> Vec<u8> {
 }
 
 /// The child, from its start until it was waited for.
-struct Running {
-    child: Mutex<Child>,
-    finished: AtomicBool,
-}
+struct Running(Mutex<Child>);
 
 impl Running {
     fn new(child: Child) -> Self {
-        Self {
-            child: Mutex::new(child),
-            finished: AtomicBool::new(false),
-        }
+        Self(Mutex::new(child))
     }
 
     fn kill(&self) {
         // Fails only if it is gone already.
-        let _ = self
-            .child
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .kill();
+        let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).kill();
     }
 
-    fn watch(&self, cancel: &Cancel) {
-        while !self.finished.load(Ordering::Relaxed) {
+    fn watch(&self, cancel: &Cancel, end: Receiver<()>) {
+        while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(TICK) {
             if cancel.is_cancelled() {
                 self.kill();
                 return;
             }
-            std::thread::sleep(TICK);
         }
     }
 
     fn wait(&self) -> io::Result<ExitStatus> {
-        self.child
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .wait()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).wait()
     }
 }
 
