@@ -3,11 +3,11 @@
 use lcow_blockio::ReadAt;
 
 use super::{Checker, Problem, Step};
-use crate::InodeNumber;
 use crate::format::inode::Inode as Raw;
 use crate::format::superblock::{SUPERBLOCK_OFFSET, compat, ro_compat};
 use crate::reader::Structure;
 use crate::reader::internal::num::{index, le32, len64};
+use crate::{FileType, InodeNumber};
 
 /// Behind the entries of a block of the orphan file (kernel: `struct ext4_orphan_block_tail`).
 const MAGIC: u32 = 0x0b10_ca04;
@@ -58,6 +58,10 @@ impl<R: ReadAt> Checker<'_, R> {
         let Some(inode) = self.note(inode)? else {
             return Ok(());
         };
+        if inode.file_type != FileType::Regular {
+            let detail = "the orphan file is no regular file";
+            return self.found(Structure::Orphans, inode.offset, Problem::Malformed, detail);
+        }
         let map = self.fs.map_file(&inode);
         let Some(map) = self.note(map)? else {
             return Ok(());

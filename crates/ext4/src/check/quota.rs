@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, HashSet};
 use lcow_blockio::ReadAt;
 
 use super::{Checker, Problem, Step};
-use crate::InodeNumber;
 use crate::format::superblock::{incompat, ro_compat};
 use crate::reader::internal::num::{div, le16, le32, len64, slice};
 use crate::reader::{FileMap, Inode, ReadError, Structure};
+use crate::{FileType, InodeNumber};
 
 const BLOCK: usize = 1024;
 const ROOT: u32 = 1;
@@ -91,9 +91,12 @@ impl<R: ReadAt> Checker<'_, R> {
         magic: u32,
     ) -> Result<BTreeMap<u32, Use>, ReadError> {
         let inode = self.fs.inode(number)?;
-        let map = self.fs.map_file(&inode)?;
         let corrupt =
             |detail: String| ReadError::corrupt(Structure::Quota(number), inode.offset, detail);
+        if inode.file_type != FileType::Regular {
+            return Err(corrupt("it is no regular file".to_owned()));
+        }
+        let map = self.fs.map_file(&inode)?;
         let block = |which: u32| -> Result<Vec<u8>, ReadError> { self.quota_block(&map, which) };
         let header = block(0)?;
         if le32(&header, 0) != magic || le32(&header, 4) != 1 {
