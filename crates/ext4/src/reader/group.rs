@@ -65,6 +65,16 @@ pub(crate) fn read_groups<R: ReadAt>(
             .min(next.saturating_add(div(PIECE, size).max(per_block)));
         let offset = descriptor_offset(superblock, next);
         let bytes = end.saturating_sub(next).saturating_mul(size);
+        let disk = superblock.blocks.saturating_mul(superblock.block_size);
+        if offset.saturating_add(bytes) > disk {
+            let number = u32::try_from(next).unwrap_or(u32::MAX);
+            let detail = "its descriptor lies past the last block";
+            return Err(ReadError::corrupt(
+                Structure::GroupDescriptor(number),
+                offset,
+                detail,
+            ));
+        }
         buf.resize(index(bytes), 0);
         source.read("read group descriptors", offset, &mut buf)?;
         for (raw, number) in buf.chunks_exact(index(size)).zip(next..end) {
