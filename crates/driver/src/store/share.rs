@@ -52,7 +52,10 @@ impl Inner {
         }
         let link = path.with_extension("shared");
         self.files.link(shared, &link)?;
-        self.files.rename(&link, path)?;
+        self.files.rename(&link, path).inspect_err(|_| {
+            // The layer is placed with its own disk, and without this name in it.
+            let _ = self.files.unlink(&link);
+        })?;
         Ok(true)
     }
 
